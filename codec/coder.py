@@ -1,0 +1,829 @@
+"""Pictures <-> .npi bitstreams: encode, decode, info, their batch forms, and `prepare` for rate control.
+
+Order of work (transforms and index networks are model.py's, symbols to bytes entropy.py's, the file container.py's):
+
+    encode   analysis window by window -> y | hyper-analysis -> z | first pass of all windows | second pass | streams
+    decode   z | indices of the first pass -> its symbols | indices of the second -> its symbols | synthesis
+
+A picture's latent is cut into segments of about 64x64 cells (1024x1024 pixels), which are coded independently and
+are also the windows that the networks work on, with a halo of their receptive field around: so memory is bounded and
+no seam can be seen. Rows of segments ("bands") pass through the steps one behind the other, since the second pass
+looks at the first pass's symbols two cells around, and synthesis at everything twelve cells around.
+
+Symbols in a window's halo are always those that are coded, never recomputed ones: two windows that disagreed about
+one rounding would code with different tables than the decoder finds.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codec import alpha as alpha_plane
+from codec import container, entropy
+from codec.container import BadBitstream, Bitstream, CodecError, UnknownModel
+from codec.model import LEVELS, Z_GROUPS, Z_MAX, NightCodec, load_model, model_id
+from codec.pixels import Picture, open_picture, picture_from_image
+
+SEGMENT = 64  # latent cells along a segment's side
+DEFAULT_QUALITY = 75.0
+LARGE = 1 << 25  # pixels above which y is kept in half precision (rounding far below any quantisation step)
+WEIGHTS = Path(__file__).parent / "weights"
+MODEL_FOLDERS_VARIABLE = "NIGHTPRESS_MODELS"  # more folders to search for models, separated as in PATH
+
+
+# -- models
+
+
+@dataclasses.dataclass(frozen=True)
+class _Coding:
+    """What the entropy coder takes from a model."""
+
+    y: entropy.TableSet
+    z: list[entropy.TableSet]  # per level group; table c + 1 belongs to channel c
+    z_least_bits: list[float]  # per level group: fewest bits that one column of z can cost
+
+
+def _coding(model: NightCodec) -> _Coding:
+    coding = getattr(model, "_coding", None)
+    if coding is None:
+        tables = model.tables()
+        z = [entropy.TableSet([None, *row]) for row in tables.z_freq]
+        least = [sum(one.least_bits(c + 1) for c in range(model.config.hyper)) for one in z]
+        coding = model._coding = _Coding(entropy.TableSet([None, *tables.y_freq[1:]]), z, least)
+    return coding
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """auto: CUDA where there is one, else the CPU."""
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+@functools.cache
+def _identity_of(path: str, size: int, modified: int) -> str:
+    return model_id(path)
+
+
+def _model_files(folders) -> Iterator[Path]:
+    variable = os.environ.get(MODEL_FOLDERS_VARIABLE, "")
+    for folder in [WEIGHTS, *(folders or ()), *filter(None, variable.split(os.pathsep))]:
+        with contextlib.suppress(OSError):
+            yield from sorted(Path(folder).glob("*.safetensors"))
+
+
+def default_model() -> Path:
+    """The model that encodes when none is named: the package's weights/codec*.safetensors, last by name.
+
+    Raises UnknownModel when the package holds none.
+    """
+    found = sorted(WEIGHTS.glob("codec*.safetensors")) or sorted(WEIGHTS.glob("*.safetensors"))
+    if not found:
+        raise UnknownModel(f"no trained model in {WEIGHTS}; train one with `nightpress train codec` or pass model=FILE")
+    return found[-1]
+
+
+def find_model(identity: str, folders=None) -> Path:
+    """The model file with that id (16 hex digits) in the package, in `folders` or in $NIGHTPRESS_MODELS.
+
+    Raises UnknownModel naming where it looked.
+    """
+    for path in _model_files(folders):
+        status = path.stat()
+        if path.stem == identity or _identity_of(str(path), status.st_size, status.st_mtime_ns) == identity:
+            return path
+    places = [str(WEIGHTS), *map(str, folders or ()), os.environ.get(MODEL_FOLDERS_VARIABLE, "")]
+    raise UnknownModel(
+        f"model {identity} is in none of {', '.join(filter(None, places))}; name the folder that holds it (models/ of "
+        f"the destination) by models=[...] or ${MODEL_FOLDERS_VARIABLE}"
+    )
+
+
+_loaded: dict = {}
+_loading = threading.Lock()
+
+
+def get_model(model=None, *, device: str | torch.device = "auto", precision: str = "auto", folders=None) -> NightCodec:
+    """A model ready to work: `model` is None (the default one), an id, a path or a NightCodec (returned as it is).
+
+    Loaded models are kept, one per file, device and precision. Raises UnknownModel; ValueError for a file that is no
+    model.
+    """
+    if isinstance(model, NightCodec):
+        return model
+    if model is None:
+        path = default_model()
+    elif isinstance(model, str) and len(model) == 16 and not os.path.exists(model):
+        path = find_model(model, folders)
+    else:
+        path = Path(model)
+        if not path.is_file():
+            raise UnknownModel(f"there is no model file {path}")
+    status = path.stat()
+    key = (str(path.resolve()), status.st_size, status.st_mtime_ns, choose_device(device), precision)
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = load_model(path).to(key[3]).set_precision(precision)
+        return _loaded[key]
+
+
+# -- rows of segments
+
+
+class _Bands:
+    """A tensor [B,C,h,w] kept as rows of segments, each of which can be dropped when it is no longer needed."""
+
+    def __init__(self, rows: list[int]):
+        self.rows = rows
+        self.parts: list[Tensor | None] = [None] * (len(rows) - 1)
+
+    def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        pieces = [
+            part[:, :, max(top - begin, 0) : bottom - begin, left:right]
+            for part, begin, end in zip(self.parts, self.rows, self.rows[1:], strict=False)
+            if begin < bottom and end > top
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """Latent cells [top,bottom) x [left,right) of a grid, and the same grown by a halo within the grid."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    grid: tuple[int, int]
+
+    def grown(self, halo: int) -> "_Window":
+        height, width = self.grid
+        return _Window(
+            max(0, self.top - halo), min(height, self.bottom + halo),
+            max(0, self.left - halo), min(width, self.right + halo), self.grid,
+        )  # fmt: skip
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        return self.top, self.bottom, self.left, self.right
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
+    def of(self, tensor: Tensor, outer: "_Window", scale: int = 1) -> Tensor:
+        """This window of a tensor that covers `outer` (at `scale` values per cell)."""
+        top, left = (self.top - outer.top) * scale, (self.left - outer.left) * scale
+        height, width = self.shape
+        return tensor[:, :, top : top + height * scale, left : left + width * scale]
+
+    def z_of(self, z: Tensor) -> Tensor:
+        """The hyper-latent under this window, whose corner lies on a multiple of four."""
+        return z[:, :, self.top // 4 : -(-self.bottom // 4), self.left // 4 : -(-self.right // 4)]
+
+
+class _Grid:
+    """How a latent of [height, width] cells is cut."""
+
+    def __init__(self, height: int, width: int, segment: int):
+        self.height, self.width = height, width
+        self.rows = container.edges(height, segment)
+        self.columns = container.edges(width, segment)
+
+    @property
+    def bands(self) -> int:
+        return len(self.rows) - 1
+
+    def windows(self, band: int) -> list[_Window]:
+        top, bottom = self.rows[band : band + 2]
+        shape = (self.height, self.width)
+        return [_Window(top, bottom, a, b, shape) for a, b in zip(self.columns, self.columns[1:], strict=False)]
+
+
+# -- analysis, quantisation, synthesis
+
+
+@numba.njit(cache=True, nogil=True)
+def _spread(pixels, planes):
+    """uint8 [h,w,C], C 1..4 -> float32 [3,H,W] in 0..1: colours, repeated beyond the right and bottom edge."""
+    height, width, channels = pixels.shape
+    for c in range(3):
+        source = c if channels >= 3 else 0
+        for r in range(planes.shape[1]):
+            row = min(r, height - 1)
+            for k in range(width):
+                planes[c, r, k] = pixels[row, k, source] * np.float32(1 / 255)
+            for k in range(width, planes.shape[2]):
+                planes[c, r, k] = planes[c, r, width - 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(planes, pixels, grey):
+    """float32 [3,H,W] in 0..1 -> the first channels of uint8 [h,w,C]; with `grey` all from the planes' mean."""
+    colours = 1 if pixels.shape[2] < 3 else 3
+    for r in range(pixels.shape[0]):
+        for k in range(pixels.shape[1]):
+            if grey:
+                mean = (planes[0, r, k] + planes[1, r, k] + planes[2, r, k]) * np.float32(255 / 3)
+                for c in range(colours):
+                    pixels[r, k, c] = np.uint8(min(max(np.rint(mean), np.float32(0)), np.float32(255)))
+            else:
+                for c in range(colours):
+                    value = np.rint(planes[c, r, k] * np.float32(255))
+                    pixels[r, k, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+
+
+def _planes(images: list[Image.Image], box: tuple[int, int, int, int], device) -> Tensor:
+    """float32 [B,3,h,w] in 0..1: (left, top, right, bottom) of the pictures, edges repeated beyond right and bottom."""
+    left, top, right, bottom = box
+    x = torch.empty(len(images), 3, bottom - top, right - left)
+    for item, image in enumerate(images):
+        inside = (left, top, min(right, image.width), min(bottom, image.height))
+        pixels = np.asarray(image if inside == (0, 0, *image.size) else image.crop(inside))
+        _spread(pixels if pixels.ndim == 3 else pixels[:, :, None], x[item].numpy())
+    return x.to(device)
+
+
+def _analyse(model: NightCodec, images: list[Image.Image], grid: _Grid) -> _Bands:
+    """Pictures of one grid -> y [B,latent,h,w]."""
+    device = model.log_gain.device
+    large = grid.height * grid.width * 256 > LARGE
+    halo = -(-model.analysis_halo // 16)
+    y = _Bands(grid.rows)
+    for band in range(grid.bands):
+        pieces = []
+        for window in grid.windows(band):
+            outer = window.grown(halo)
+            box = (outer.left * 16, outer.top * 16, outer.right * 16, outer.bottom * 16)
+            piece = window.of(model.analysis(_planes(images, box, device)), outer)
+            pieces.append(piece.half().cpu() if large else piece)
+        y.parts[band] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 3)
+    return y
+
+
+def _hyper(model: NightCodec, y: _Bands, levels: Tensor, grid: _Grid) -> Tensor:
+    """z, rounded [B,hyper,ceil(h/4),ceil(w/4)], float on the model's device."""
+    device = model.log_gain.device
+    rows = []
+    for band in range(grid.bands):
+        pieces = []
+        for window in grid.windows(band):
+            outer = window.grown(4)
+            scaled = model.scale(y.window(*outer.box).to(device).float(), levels)
+            z = model.hyper_analysis(scaled, levels)
+            top, left = (window.top - outer.top) // 4, (window.left - outer.left) // 4
+            height, width = (-(-n // 4) for n in window.shape)
+            pieces.append(z[:, :, top : top + height, left : left + width])
+        rows.append(torch.cat(pieces, 3))
+    return torch.round(torch.cat(rows, 2)).clamp(-Z_MAX, Z_MAX)
+
+
+@dataclasses.dataclass
+class _Latents:
+    """Integer symbols of pictures of one grid. `symbols` and `index` on the CPU."""
+
+    grid: _Grid
+    levels: Tensor  # [B], on the model's device
+    z: Tensor  # float, integer-valued [B,hyper,hz,wz], on the model's device
+    symbols: _Bands  # int16 [B,latent,h,w]
+    index: _Bands  # uint8 [B,latent,h,w]
+
+    @classmethod
+    def empty(cls, model: NightCodec, grid: _Grid, levels: Tensor, z: Tensor) -> "_Latents":
+        return cls(grid, levels, z, _Bands(grid.rows), _Bands(grid.rows))
+
+    def open_band(self, model: NightCodec, band: int) -> None:
+        rows = self.grid.rows[band + 1] - self.grid.rows[band]
+        shape = (len(self.levels), model.config.latent, rows, self.grid.width)
+        self.symbols.parts[band] = torch.zeros(shape, dtype=torch.int16)
+        self.index.parts[band] = torch.zeros(shape, dtype=torch.uint8)
+
+
+def _put(bands: _Bands, band: int, window: _Window, values: Tensor, where: Tensor | None = None) -> None:
+    target = bands.parts[band][:, :, :, window.left : window.right]
+    values = values.to(target.dtype).cpu()
+    if where is not None:
+        values = torch.where(where.cpu(), values, target)
+    target.copy_(values)
+
+
+def _quantise(model: NightCodec, y: _Bands, levels: Tensor, grid: _Grid) -> _Latents:
+    """y -> all symbols and their tables."""
+    device = model.log_gain.device
+    latents = _Latents.empty(model, grid, levels, _hyper(model, y, levels, grid))
+    features = {}  # of two bands at most, from the first pass for the second
+    for step in range(grid.bands + 1):
+        if step < grid.bands:
+            latents.open_band(model, step)
+            for window in grid.windows(step):
+                outer = window.grown(model.latent_halo)
+                z = outer.z_of(latents.z)
+                anchors = model.anchors(*window.shape, device)
+                of_index, of_mean = features[window] = (
+                    model.index_features(z, levels, *outer.shape), model.mean_features(z, *outer.shape),
+                )  # fmt: skip
+                index = model.bins_first(window.of(of_index, outer))
+                mean = model.mean_first(window.of(of_mean, outer))
+                scaled = model.scale(y.window(*window.box).to(device).float(), levels)
+                _put(latents.index, step, window, index)
+                _put(latents.symbols, step, window, model.round(scaled - mean, index) * (anchors & (index > 0)))
+        if step > 0:
+            band = step - 1
+            for window in grid.windows(band):
+                outer = window.grown(model.latent_halo)
+                of_index, of_mean = features.pop(window)
+                anchors = model.anchors(*outer.shape, device)
+                first = latents.symbols.window(*outer.box).to(device).float() * anchors
+                mean = model.mean_first(of_mean)
+                mean = window.of(model.mean_second(of_mean, (first + mean) * anchors), outer)
+                index = window.of(model.bins_second(of_index, first), outer)
+                scaled = model.scale(y.window(*window.box).to(device).float(), levels)
+                others = ~model.anchors(*window.shape, device)
+                _put(latents.index, band, window, index, others)
+                _put(latents.symbols, band, window, model.round(scaled - mean, index) * (index > 0), others)
+    return latents
+
+
+def _render(model: NightCodec, latents: _Latents, band: int) -> Iterator[tuple[_Window, np.ndarray]]:
+    """Decoded planes of a band, window by window: float32 [B,3,16h,16w], about 0..1."""
+    device = model.log_gain.device
+    for window in latents.grid.windows(band):
+        shown = window.grown(model.synthesis_halo)
+        outer = shown.grown(model.latent_halo)
+        symbols = latents.symbols.window(*outer.box).to(device)
+        y_hat = model.reconstruct_latent(outer.z_of(latents.z), symbols, latents.levels)
+        yield window, window.of(model.synthesis(shown.of(y_hat, outer), latents.levels), shown, 16).cpu().numpy()
+
+
+# -- streams
+
+
+_POOL_NAME = "npi-entropy"
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, _POOL_NAME)
+
+
+def _each(function, items: list) -> list:
+    """[function(item)], in threads where torch may use several: the coder's kernels leave the interpreter's lock."""
+    threads = min(torch.get_num_threads(), 16)
+    nested = threading.current_thread().name.startswith(_POOL_NAME)  # waiting for one's own pool could last for ever
+    if threads == 1 or len(items) < 2 or nested:
+        return [function(item) for item in items]
+    return list(_pool(threads, os.getpid()).map(function, items))
+
+
+@functools.lru_cache(8)
+def _z_index(channels: int, height: int, width: int) -> np.ndarray:
+    """uint8 [channels,height,width]: table c + 1 for channel c."""
+    index = np.arange(1, channels + 1, dtype=np.uint8)[:, None, None]
+    return np.ascontiguousarray(np.broadcast_to(index, (channels, height, width)))
+
+
+def _z_group(level: int) -> int:
+    return min(level // 100, Z_GROUPS - 1)
+
+
+def _z_block(model: NightCodec, z: np.ndarray, level: int) -> entropy.Block:
+    return entropy.Block(z, _z_index(*z.shape), _coding(model).z[_z_group(level)])
+
+
+def _stream_of(model: NightCodec, z: np.ndarray | None, level: int, symbols, index, window: _Window) -> bytes:
+    """One segment -> its stream. symbols, index [latent,rows,w] of its band; z only for the first segment."""
+    place = (0, symbols.shape[1], window.left, window.right)
+    tables = _coding(model).y
+    blocks = [entropy.Block(symbols, index, tables, place, parity) for parity in (entropy.EVEN, entropy.ODD)]
+    parts = [symbols[:, :, window.left : window.right]]
+    if z is not None:
+        blocks.insert(0, _z_block(model, z, level))
+        parts.insert(0, z)
+    height, width = window.shape
+    return entropy.encode(blocks, entropy.checksum(*parts), entropy.state_count(height * width))
+
+
+# -- encoding
+
+
+class Prepared:
+    """A picture after its analysis, to be coded at any number of levels.
+
+    level: 0..1000, ten per step of quality. `code` gives the file, `reconstruct` the pixels that it decodes to (within
+    1 of 255) without entropy coding. The symbols of the last level are kept for the other of the two calls.
+    """
+
+    def __init__(self, picture: Picture, model: NightCodec, grid: _Grid, y: _Bands, segment: int):
+        image = picture.image
+        self.picture, self.model, self.segment = picture, model, segment
+        self.width, self.height, self.mode = image.width, image.height, image.mode
+        self.colourless = image.mode[0] == "R" and _is_colourless(image)
+        self.alpha = alpha_plane.encode(np.asarray(image.getchannel("A"))) if "A" in image.mode else b""
+        side = {"icc": picture.icc, "exif": picture.exif, "xmp": picture.xmp, "colour": picture.colour}
+        self.side = {kind: part for kind, part in side.items() if part}
+        self._grid, self._y = grid, y
+        self._last: tuple[int, _Latents] | None = None
+
+    @property
+    def grey(self) -> bool:
+        return self.mode[0] == "L" or self.colourless
+
+    def _latents(self, level: int) -> _Latents:
+        if not 0 <= level <= LEVELS:
+            raise ValueError(f"level {level} is outside 0..{LEVELS}")
+        if self._last is None or self._last[0] != level:
+            self._last = None
+            with torch.inference_mode():
+                levels = torch.full((1,), level, device=self.model.log_gain.device)
+                latents = _quantise(self.model, self._y, levels, self._grid)
+            self._last = (level, latents)
+        return self._last[1]
+
+    def code(self, level: int) -> bytes:
+        """The .npi file at that level."""
+        return _seal(self, self._latents(level), 0, level)
+
+    def reconstruct(self, level: int) -> np.ndarray:
+        """uint8 [height,width,C]: 1 for grey, 3 for RGB; a fourth or second channel where there is alpha."""
+        latents = self._latents(level)
+        out = np.empty((self.height, self.width, len(self.mode)), np.uint8)
+        with torch.inference_mode():
+            for band in range(self._grid.bands):
+                for window, planes in _render(self.model, latents, band):
+                    target = out[window.top * 16 : window.bottom * 16, window.left * 16 : window.right * 16]
+                    _gather(planes[0], target, self.grey)
+        if self.alpha:
+            out[:, :, -1] = np.asarray(self.picture.image.getchannel("A"))
+        return out
+
+
+def _is_colourless(image: Image.Image) -> bool:
+    """RGB(A) whose three channels are equal everywhere. Begins with few rows, since most pictures show at once."""
+    top, rows = 0, 1
+    while top < image.height:
+        pixels = np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))))
+        if not (np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2])):
+            return False
+        top += rows
+        rows = min(2 * rows, max(1, (1 << 20) // image.width))
+    return True
+
+
+def _seal(prepared: Prepared, latents: _Latents, item: int, level: int) -> bytes:
+    """Symbols of one picture of a batch -> file."""
+    model = prepared.model
+    if model.identity is None:
+        raise UnknownModel("this model has no id yet: save it with codec.model.save_model and load it again")
+    z = latents.z[item].to(torch.int16).cpu().numpy()
+    jobs = []
+    for band in range(latents.grid.bands):
+        symbols = latents.symbols.parts[band][item].numpy()
+        index = latents.index.parts[band][item].numpy()
+        for window in latents.grid.windows(band):
+            jobs.append((model, None if jobs else z, level, symbols, index, window))
+    streams = _each(lambda job: _stream_of(*job), jobs)
+    return container.write(
+        Bitstream(
+            model.identity, level, prepared.width, prepared.height, prepared.mode, prepared.colourless,
+            prepared.segment, prepared.side, prepared.alpha, streams,
+        )
+    )  # fmt: skip
+
+
+def _cells(image: Image.Image) -> tuple[int, int]:
+    return -(-image.height // 16), -(-image.width // 16)
+
+
+def _as_picture(source) -> Picture:
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, Image.Image):
+        return picture_from_image(source)
+    if isinstance(source, np.ndarray):
+        return picture_from_image(Image.fromarray(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return open_picture(bytes(source))
+    raise TypeError(f"cannot encode a {type(source).__name__}; give bytes, a PIL image, an array or a Picture")
+
+
+def prepare(picture, model: NightCodec, segment: int = SEGMENT) -> Prepared:
+    """Picture (or bytes, PIL image, uint8 array) -> Prepared, after its analysis."""
+    picture = _as_picture(picture)
+    grid = _Grid(*_cells(picture.image), segment)
+    with torch.inference_mode():
+        y = _analyse(model, [picture.image], grid)
+    return Prepared(picture, model, grid, y, segment)
+
+
+def level_of(quality: float) -> int:
+    """Quality 0..100 -> level 0..1000. Raises ValueError outside."""
+    if not 0 <= quality <= 100:
+        raise ValueError(f"quality {quality} is outside 0..100")
+    return round(quality * LEVELS / 100)
+
+
+def encode(
+    image, quality: float | None = None, *, target: str | None = None, max_bytes: int | None = None, model=None,
+    device="auto", precision: str = "auto",
+) -> bytes:  # fmt: skip
+    """Picture -> bytes of a .npi file.
+
+    `image`: bytes of an image file, a PIL image, a uint8 array or a Picture. At most one of `quality` (0..100, default
+    75), `target` ("psnr=38" or "ms-ssim=0.98") and `max_bytes`. `model`: see get_model.
+    Raises PictureError for what cannot be read or carried, CodecError for models, ValueError for wrong arguments.
+    """
+    if sum(option is not None for option in (quality, target, max_bytes)) > 1:
+        raise ValueError("quality, target and max_bytes exclude each other; give one")
+    level = level_of(DEFAULT_QUALITY if quality is None else quality)
+    prepared = prepare(image, get_model(model, device=device, precision=precision))
+    if target is None and max_bytes is None:
+        return prepared.code(level)
+    from codec import rate  # imports this module's Prepared only by its methods
+
+    return rate.encode_prepared(prepared, target=target, max_bytes=max_bytes)
+
+
+def _groups(shapes: list, model: NightCodec) -> list[list[int]]:
+    """Positions of equal shapes (height, width in cells, ...), in groups that the networks may take at once.
+
+    As many as keep the device busy within bounded memory; on CPUs at most 15, since from 16 on a torch without oneDNN
+    hands convolutions to NNPACK, whose Winograd transforms round.
+    """
+    on_cuda = model.log_gain.is_cuda
+    pixels, most = (1 << 25, 256) if on_cuda else (1 << 20, 15)
+    by_shape = defaultdict(list)
+    for position, shape in enumerate(shapes):
+        by_shape[shape].append(position)
+    groups = []
+    for shape, positions in by_shape.items():
+        size = max(1, min(most, pixels // (shape[0] * shape[1] * 256)))
+        groups += [positions[i : i + size] for i in range(0, len(positions), size)]
+    return groups
+
+
+def _each_group(function, groups: list, model: NightCodec) -> None:
+    """function(group) for all: on a CPU with several threads, so many groups at a time with one thread each.
+
+    Pictures scale over cores better than the operations within one. Each worker thread sets its own OpenMP team; the
+    calling thread's stays as it is.
+    """
+    threads = torch.get_num_threads()
+    if model.log_gain.is_cuda or threads == 1 or len(groups) < 2:
+        for group in groups:
+            function(group)
+        return
+    with ThreadPoolExecutor(min(threads, len(groups)), "npi-group", lambda: torch.set_num_threads(1)) as pool:
+        try:
+            for _ in pool.map(function, groups):
+                pass
+        finally:
+            torch.set_num_threads(threads)  # what threads begun later take as their default
+
+
+def encode_batch(images: list, quality: float | list[float] | None = None, *, model=None, device="auto",
+                 precision: str = "auto") -> list[bytes]:  # fmt: skip
+    """Like `encode` for many pictures; those of one size (in 16-pixel cells) go through the networks together.
+
+    `quality`: one for all, or one each. A picture's bytes decode to the same picture whatever batch it was in.
+    """
+    model = get_model(model, device=device, precision=precision)
+    pictures = [_as_picture(image) for image in images]
+    quality = DEFAULT_QUALITY if quality is None else quality
+    each = quality if isinstance(quality, list | tuple) else [quality] * len(images)
+    if len(each) != len(images):
+        raise ValueError(f"{len(each)} qualities for {len(images)} pictures")
+    levels = [level_of(value) for value in each]
+    files: list[bytes] = [b""] * len(images)
+
+    def encode_group(group: list[int]) -> None:
+        grid = _Grid(*_cells(pictures[group[0]].image), SEGMENT)
+        with torch.inference_mode():
+            y = _analyse(model, [pictures[i].image for i in group], grid)
+            latents = _quantise(model, y, torch.tensor([levels[i] for i in group], device=model.log_gain.device), grid)
+
+        def seal(item: int) -> None:
+            i = group[item]
+            files[i] = _seal(Prepared(pictures[i], model, grid, y, SEGMENT), latents, item, levels[i])
+
+        _each(seal, list(range(len(group))))
+
+    _each_group(encode_group, _groups([_cells(picture.image) for picture in pictures], model), model)
+    return files
+
+
+# -- decoding
+
+
+def _check_size(model: NightCodec, stream: Bitstream) -> None:
+    """Refuse a picture so large that its own hyper-latent could not fit its first stream at the fewest bits."""
+    height, width = stream.cells
+    columns = -(-height // 4) * -(-width // 4)
+    least = 0.995 * columns * _coding(model).z_least_bits[_z_group(stream.level)] - 64
+    if least > 8 * len(stream.streams[0]):
+        length = len(stream.streams[0])
+        raise BadBitstream(f"{length} bytes cannot hold the outline of {stream.width}x{stream.height} pixels")
+
+
+def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Image]:
+    """Bitstreams of one grid and model -> images."""
+    device = model.log_gain.device
+    first = streams[0]
+    grid = _Grid(*first.cells, first.segment)
+    levels = torch.tensor([stream.level for stream in streams], device=device)
+    for stream in streams:
+        _check_size(model, stream)
+    tables = _coding(model).y
+    z = np.zeros((len(streams), model.config.hyper, -(-grid.height // 4), -(-grid.width // 4)), np.int16)
+    decoders: dict[tuple[int, int], list[entropy.Decoder]] = {}
+    for band in range(grid.bands):
+        for column, window in enumerate(grid.windows(band)):
+            number = band * (len(grid.columns) - 1) + column
+            states = entropy.state_count(window.shape[0] * window.shape[1])
+            decoders[band, column] = [entropy.Decoder(stream.streams[number], states) for stream in streams]
+    _each(lambda i: decoders[0, 0][i].read(_z_block(model, z[i], streams[i].level)), list(range(len(streams))))
+    if np.abs(z).max() > Z_MAX:
+        raise BadBitstream("a hyper-latent symbol out of range")
+    latents = _Latents.empty(model, grid, levels, torch.from_numpy(z).to(device).float())
+    canvases: list[_Canvas] = []
+    features: dict[_Window, Tensor] = {}  # of two bands at most, from the first pass for the second
+
+    def read(band: int, parity: int) -> None:
+        symbols, index = latents.symbols.parts[band].numpy(), latents.index.parts[band].numpy()
+
+        def one(job) -> None:
+            column, window, item = job
+            place = (0, window.bottom - window.top, window.left, window.right)
+            decoder = decoders[band, column][item]
+            decoder.read(entropy.Block(symbols[item], index[item], tables, place, parity))
+            if parity == entropy.ODD:
+                parts = [symbols[item][:, :, window.left : window.right]]
+                if band == column == 0:
+                    parts.insert(0, z[item])
+                decoder.finish(entropy.checksum(*parts))
+                decoders[band, column][item] = None
+
+        windows = list(enumerate(grid.windows(band)))
+        _each(one, [(column, window, item) for column, window in windows for item in range(len(streams))])
+
+    for step in range(grid.bands + 2):
+        if step < grid.bands:
+            latents.open_band(model, step)
+            for window in grid.windows(step):
+                outer = window.grown(model.latent_halo)
+                features[window] = model.index_features(outer.z_of(latents.z), levels, *outer.shape)
+                _put(latents.index, step, window, model.bins_first(window.of(features[window], outer)))
+            read(step, entropy.EVEN)
+        band = step - 1
+        if 0 <= band < grid.bands:
+            for window in grid.windows(band):
+                outer = window.grown(model.latent_halo)
+                anchors = model.anchors(*outer.shape, device)
+                symbols = latents.symbols.window(*outer.box).to(device).float() * anchors
+                index = model.bins_second(features.pop(window), symbols)
+                _put(latents.index, band, window, window.of(index, outer))
+            read(band, entropy.ODD)
+            latents.index.parts[band] = None
+        band = step - 2
+        if 0 <= band < grid.bands:
+            # only now, when the first symbols have proved themselves, is memory taken for all pixels
+            canvases = canvases or [_Canvas(stream) for stream in streams]
+            for window, planes in _render(model, latents, band):
+                for item, canvas in enumerate(canvases):
+                    canvas.paint(window, planes[item])
+            if band > 0:
+                latents.symbols.parts[band - 1] = None
+    return [canvas.image for canvas in canvases]
+
+
+class _Canvas:
+    """The picture that a bitstream becomes, window by window."""
+
+    def __init__(self, stream: Bitstream):
+        self.stream = stream
+        self.grey = stream.mode[0] == "L" or stream.colourless
+        self.alpha = None
+        if "A" in stream.mode:
+            self.alpha = alpha_plane.decode(stream.alpha, stream.height, stream.width)
+        self.image = Image.new(stream.mode, (stream.width, stream.height))
+
+    def paint(self, window: _Window, planes: np.ndarray) -> None:
+        """planes float32 [3,16h,16w], of which the part inside the picture counts."""
+        top, left = window.top * 16, window.left * 16
+        bottom, right = min(window.bottom * 16, self.stream.height), min(window.right * 16, self.stream.width)
+        pixels = np.empty((bottom - top, right - left, len(self.stream.mode)), np.uint8)
+        _gather(planes, pixels, self.grey)
+        if self.alpha is not None:
+            pixels[:, :, -1] = self.alpha[top:bottom, left:right]
+        self.image.paste(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), (left, top))
+
+
+def _decode_parsed(model: NightCodec, streams: list[Bitstream]) -> list[Image.Image]:
+    try:
+        with torch.inference_mode():
+            return _decode_group(model, streams)
+    except entropy.EntropyError as error:
+        raise BadBitstream(str(error)) from error
+
+
+def _model_for(stream: Bitstream, model, device, precision, folders) -> NightCodec:
+    if isinstance(model, NightCodec):
+        if model.identity != stream.model:
+            raise UnknownModel(f"the bitstream needs model {stream.model}, given is {model.identity}")
+        return model
+    found = get_model(stream.model if model is None else model, device=device, precision=precision, folders=folders)
+    if found.identity != stream.model:
+        raise UnknownModel(f"the bitstream needs model {stream.model}; {model} is {found.identity}")
+    return found
+
+
+def decode_picture(data, *, model=None, models=None, device="auto", precision: str = "auto",
+                   max_pixels: int = 200_000_000, verify: bool = True) -> Picture:  # fmt: skip
+    """Bytes of a .npi file -> Picture, with its ICC, EXIF and XMP.
+
+    `models`: folders to search for the file's model beside the package's own; `model`: the model itself (or its path).
+    Raises BadBitstream, UnknownVersion or UnknownModel (all CodecError) and nothing else for any bytes.
+    """
+    stream = container.read(data, max_pixels, verify)
+    (image,) = _decode_parsed(_model_for(stream, model, device, precision, models), [stream])
+    return Picture(image, "NPI", image.mode, **stream.side)
+
+
+def _with_info(picture: Picture) -> Image.Image:
+    image = picture.image
+    if picture.icc:
+        image.info["icc_profile"] = picture.icc
+    if picture.exif:
+        image.info["exif"] = b"Exif\0\0" + picture.exif
+    if picture.xmp:
+        image.info["xmp"] = picture.xmp
+    return image
+
+
+def decode(data, **options) -> Image.Image:
+    """Bytes of a .npi file -> PIL image (L, LA, RGB or RGBA) with ICC, EXIF and XMP in its `info`.
+
+    Options and errors: see decode_picture.
+    """
+    return _with_info(decode_picture(data, **options))
+
+
+def decode_batch(files: list, *, model=None, models=None, device="auto", precision: str = "auto",
+                 max_pixels: int = 200_000_000) -> list[Image.Image]:  # fmt: skip
+    """Like `decode` for many files; pictures of one size and model go through the networks together."""
+    streams = [container.read(data, max_pixels) for data in files]
+    images: list = [None] * len(files)
+    for identity in {stream.model for stream in streams}:
+        mine = [i for i, stream in enumerate(streams) if stream.model == identity]
+        network = _model_for(streams[mine[0]], model, device, precision, models)
+
+        def decode_group(group: list[int], mine=mine, network=network) -> None:
+            chosen = [mine[i] for i in group]
+            for i, image in zip(chosen, _decode_parsed(network, [streams[i] for i in chosen]), strict=True):
+                images[i] = _with_info(Picture(image, "NPI", image.mode, **streams[i].side))
+
+        _each_group(decode_group, _groups([(*streams[i].cells, streams[i].segment) for i in mine], network), network)
+    return images
+
+
+def info(data) -> dict:
+    """What a .npi file says about itself, without decoding it; its checksum is verified.
+
+    Raises BadBitstream or UnknownVersion.
+    """
+    stream = container.read(data, max_pixels=container.MAX_SIDE**2)
+    size = len(memoryview(data).cast("B"))
+    return {
+        "format": "npi",
+        "version": container.VERSION,
+        "model": stream.model,
+        "quality": stream.level / 10,
+        "width": stream.width,
+        "height": stream.height,
+        "mode": stream.mode,
+        "colourless": stream.colourless,
+        "bytes": size,
+        "bpp": 8 * size / (stream.width * stream.height),
+        "segments": len(stream.streams),
+        "segment_pixels": stream.segment * 16,
+        "alpha_bytes": len(stream.alpha),
+        **{f"{kind}_bytes": len(stream.side.get(kind, b"")) for kind in container.SIDE_KINDS},
+    }
+
+
+__all__ = [
+    "BadBitstream", "CodecError", "Prepared", "UnknownModel", "choose_device", "decode", "decode_batch",
+    "decode_picture", "default_model", "encode", "encode_batch", "find_model", "get_model", "info", "level_of",
+    "prepare",
+]  # fmt: skip

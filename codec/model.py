@@ -1,0 +1,758 @@
+"""The codec's networks: transforms, hyperprior, context. From pixels to integer symbols and back.
+
+Entropy coding, tiles and the file format live in entropy.py, coder.py and container.py; training in train.py.
+
+    x  [B,3,H,W] 0..1                                                       x_hat [B,3,H,W]
+     |            \\                                                          ^          ^
+     | DCT 8x8    linear 16x16                       linear 16x16 --> + ----------------+
+     v              \\  (DCT at the start)                ^            ^ inverse DCT 8x8
+    192 at 1/8       \\                                   |           192 at 1/8
+     | 5 bottlenecks  +                                  |            | 7 bottlenecks
+     v               /                                   |            |
+    2x2, stride 2 --+--> y [B,320,H/16,W/16]             +--> DCT 8x8 of the linear picture
+                         |                               |
+                         |                              y_hat [B,320,H/16,W/16]
+                         |                               ^
+                         * gain(level)                        * inverse gain(level)
+                         |                                    |
+          hyper-analysis v                                    |
+    z = round [B,96,H/64,W/64] --+--> float means ----+-----> (symbols + mean)
+                                 |                    |        ^
+                                 +--> integer index --+--> symbols = round(y gain - mean)   (two checkerboard passes)
+
+Level (0..1000, ten per quality step) only enters through gains after the analysis, so that one analysis serves all
+rates. The scale index of each symbol comes from integer arithmetic alone (exact.py) on z and on the magnitudes of the
+first pass's symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
+coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021; gain
+units, Cui et al. 2021; integer networks for entropy models, Ballé et al. 2019; linear skips are ours.
+Cost: about 14 kMAC per pixel to encode, 20 to decode.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codec.exact import ACTIVATION_MAX, ACTIVATION_STEPS, ExactConv2d, quantise_activation, round_through
+
+LEVELS = 1000  # highest level; quality = level / 10
+KNOTS = 16  # gains are stored at this many levels and interpolated between
+LAMBDA_RANGE = (0.0007, 0.26)  # weight of 255^2 MSE against bits per pixel, at level 0 and at level 1000
+BINS = 64  # scale bins; bin 0 is "not coded"
+SCALE_RANGE = (0.08, 128.0)  # standard deviation of bin 0 and of bin 63, in quantisation steps
+Z_MAX = 31  # z is clamped to this
+Z_GROUPS = 11  # z's tables: one per hundred levels
+FEATURE_SCALE = 4.0  # features of unit size -> what networks add to coefficients (orthonormal, pixels 0..255)
+MEAN_LIMIT = 8.0  # |mean| that the bfloat16 networks may predict, in quantisation steps; larger ones would be coarse
+PRECISION = 14  # frequencies sum to 2**PRECISION
+STEP = 5.1  # quantisation step times sqrt(lambda) that high-rate theory gives for an orthonormal transform
+THRESHOLD_SYMBOLS = 8  # magnitudes up to this have their own rounding threshold
+THRESHOLD_STRENGTH = 0.5  # share of the theoretical rate gain that rounding trades for distortion; measured best
+
+
+class Symbols(NamedTuple):
+    z: Tensor  # int16 [B,96,hz,wz]
+    y: Tensor  # int16 [B,320,h,w], 0 where index is 0
+    index: Tensor  # uint8 [B,320,h,w], scale bin
+
+
+class EntropyTables(NamedTuple):
+    y_freq: list[np.ndarray]  # BINS arrays, uint32: symbols -R..R, then escape; sum 2**PRECISION; bin 0 unused
+    z_freq: list[list[np.ndarray]]  # [Z_GROUPS][hyper channels], the same layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of the networks; stored beside the weights."""
+
+    channels: int = 192
+    latent: int = 320
+    hyper: int = 96
+    encoder_blocks: int = 5
+    decoder_blocks: int = 7
+    mean_channels: int = 128
+    index_channels: int = 96
+
+
+def bin_scales() -> np.ndarray:
+    """Standard deviation of each scale bin, in quantisation steps: BINS values, geometric."""
+    return np.geomspace(*SCALE_RANGE, BINS)
+
+
+def lambda_of(level: Tensor | float) -> Tensor | float:
+    """Rate-distortion weight at a level: loss = bpp + lambda * 255^2 MSE. Geometric between LAMBDA_RANGE's ends."""
+    low, high = LAMBDA_RANGE
+    return low * (high / low) ** (level / LEVELS)
+
+
+def rounding_thresholds(strength: float = THRESHOLD_STRENGTH) -> Tensor:
+    """[BINS, THRESHOLD_SYMBOLS + 1]: a residual of magnitude v that rounds to k becomes k - 1 if v < [bin, k].
+
+    Rate-distortion optimised rounding: k - 1 costs fewer bits under the bin's Gaussian; it is taken where these
+    outweigh lambda times the added squared error, which for steps of STEP / sqrt(lambda) and an orthonormal
+    transform of three channels is STEP^2 / 3 per squared quantisation step.
+    """
+    k = torch.arange(0, THRESHOLD_SYMBOLS + 1, dtype=torch.float64)
+    bits = -torch.log2(gaussian_mass(k[None], torch.from_numpy(bin_scales())[:, None]))
+    saved = torch.zeros_like(bits)
+    saved[:, 1:] = (bits[:, 1:] - bits[:, :-1]) * (strength / (2 * STEP**2 / 3))
+    return torch.minimum(k - 0.5 + saved, k + 0.5).float()
+
+
+def frequency_order(n: int) -> list[tuple[int, int]]:
+    """All (u, v) of an n x n DCT, lowest radius first."""
+    return sorted(((u, v) for u in range(n) for v in range(n)), key=lambda p: (p[0] ** 2 + p[1] ** 2, p))
+
+
+def channel_counts(latent: int) -> tuple[int, int, int]:
+    """Frequencies kept of the luminance-like axis and of the two others."""
+    luminance = min(256, latent * 3 // 5)
+    rest = (latent - luminance) // 2
+    return luminance, rest, latent - luminance - rest
+
+
+def coefficient_size(counts: tuple[int, int, int], n: int) -> Tensor:
+    """[sum of counts]: rough standard deviation of natural pictures' n x n DCT coefficients, pixels 0..255.
+
+    Only a preconditioner: it gives features unit size.
+    """
+    sizes = [
+        weight * n / 8 / (1.0 + 16 / n * math.hypot(u, v)) ** 1.5
+        for weight, count in zip((600.0, 120.0, 120.0), counts, strict=True)
+        for u, v in frequency_order(n)[:count]
+    ]
+    return torch.tensor(sizes).clamp_min(2.0)
+
+
+def opponent_dct(counts: tuple[int, int, int], n: int) -> Tensor:
+    """[sum of counts, 3 n^2] rows: orthonormal n x n DCT-II in orthonormal opponent colours, lowest frequencies
+    first, for inputs ordered (colour, y, x)."""
+    k = torch.arange(n, dtype=torch.float64)
+    dct = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / (2 * n)) * math.sqrt(2 / n)
+    dct[0] /= math.sqrt(2)
+    colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colours /= colours.norm(dim=1, keepdim=True)
+    rows = []
+    for colour, count in enumerate(counts):
+        for u, v in frequency_order(n)[:count]:
+            rows.append((colours[colour][:, None, None] * torch.outer(dct[u], dct[v])).flatten())
+    return torch.stack(rows).float()
+
+
+def at_level(knots: Tensor, level: Tensor) -> Tensor:
+    """Linear interpolation of knots [KNOTS, C] at levels [B] -> [B, C, 1, 1]."""
+    position = level.to(knots.dtype) * ((KNOTS - 1) / LEVELS)
+    low = position.floor().clamp(0, KNOTS - 2).long()
+    part = (position - low)[:, None]
+    return torch.lerp(knots[low], knots[low + 1], part)[:, :, None, None]
+
+
+class Bottleneck(nn.Module):
+    """Residual block [B,C,h,w] -> same: 1x1 to half, dense 3x3, 1x1 back."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        half = channels // 2
+        self.narrow = nn.Conv2d(channels, half, 1)
+        self.spatial = nn.Conv2d(half, half, 3, padding=1)
+        self.widen = nn.Conv2d(half, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = F.leaky_relu(self.narrow(x), 0.1, inplace=True)
+        t = F.leaky_relu(self.spatial(t), 0.1, inplace=True)
+        return x + self.widen(t)
+
+
+class Analysis(nn.Module):
+    """x - 0.5 [B,3,H,W] -> y [B,latent,H/16,W/16], in units of 1/255 of the pixel range."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        c = config.channels
+        self.enter = nn.Conv2d(192, c, 1)
+        self.blocks = nn.Sequential(*(Bottleneck(c) for _ in range(config.encoder_blocks)))
+        self.leave = nn.Conv2d(4 * c, config.latent, 1)
+
+
+class Synthesis(nn.Module):
+    """y_hat [B,latent,h,w] -> x_hat - 0.5 without its linear part [B,3,16h,16w]."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        c = config.channels
+        self.enter = nn.Conv2d(192, c, 1)
+        self.enter_gain = nn.Parameter(torch.zeros(KNOTS, c))
+        self.middle_gain = nn.Parameter(torch.zeros(KNOTS, c))
+        self.blocks = nn.ModuleList(Bottleneck(c) for _ in range(config.decoder_blocks))
+        self.leave = nn.Conv2d(c, 192, 1)
+
+
+class MeanNetwork(nn.Module):
+    """Float means of the symbols: from z for the first pass, from z and the first pass's values for the second."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        m = config.mean_channels
+        self.hyper = nn.Conv2d(config.hyper, m, 3, padding=1)
+        self.expand = nn.Conv2d(m, 64 * 16, 1)
+        self.features = nn.Conv2d(64, m, 3, padding=1)
+        self.first = nn.Conv2d(m, config.latent, 1)
+        self.context = nn.Conv2d(config.latent, m, 3, padding=1)
+        self.join = nn.Conv2d(2 * m, 192, 1)
+        self.second = nn.Conv2d(192, config.latent, 1)
+        self.linear = nn.Parameter(torch.zeros(config.latent, 1, 3, 3))  # of the anchors around, in full precision
+
+
+class IndexNetwork(nn.Module):
+    """Scale bins in integer arithmetic: from z, then from z and the first pass's magnitudes."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        n = config.index_channels
+        self.hyper = ExactConv2d(config.hyper + 1, 128, 3)
+        self.expand = ExactConv2d(128, 64 * 16)
+        self.features = ExactConv2d(64, n, 3)
+        self.first = ExactConv2d(n, config.latent, gain=0.25)
+        self.magnitude = ExactConv2d(config.latent, 64)
+        self.neighbours = ExactConv2d(64, n, 5)
+        self.join = ExactConv2d(2 * n, 160)
+        self.second = ExactConv2d(160, config.latent, gain=0.25)
+        with torch.no_grad():
+            for last in (self.first, self.second):
+                last.bias.fill_(20.0 / 4)
+
+    def check(self) -> None:
+        """Raise ValueError where float32 sums could round."""
+        for layer in self.children():
+            layer.check()
+
+    def limit(self) -> None:
+        """Keep a training's weights where `check` passes."""
+        for layer in self.children():
+            layer.limit()
+
+
+class NightCodec(nn.Module):
+    """All networks of one model; see the module's drawing. `level` is an int, or in training a tensor [B]."""
+
+    latent_halo = 8  # latent cells around a tile that means and indices depend on
+    synthesis_halo = 4  # latent cells around a tile that its pixels depend on
+    analysis_halo = 48  # pixels around a tile that its latent depends on
+
+    def __init__(self, config: Config | None = None):
+        super().__init__()
+        self.config = config = config or Config()
+        dct = opponent_dct(channel_counts(config.latent), 16)
+        self.linear_analysis = nn.Parameter(dct.clone())  # [latent, 768]
+        self.linear_synthesis = nn.Parameter(dct.t().clone())  # [768, latent]
+        self.analysis_network = Analysis(config)
+        self.synthesis_network = Synthesis(config)
+        self.hyper_enter = nn.Conv2d(config.latent, 128, 1)
+        self.hyper_gain = nn.Parameter(torch.zeros(KNOTS, 128))
+        self.hyper_middle = nn.Conv2d(512, 160, 1)
+        self.hyper_spatial = nn.Conv2d(640, 160, 1)
+        self.hyper_leave = nn.Conv2d(160, config.hyper, 3, padding=1)
+        self.means = MeanNetwork(config)
+        self.indices = IndexNetwork(config)
+        steps = [STEP / math.sqrt(lambda_of(LEVELS * k / (KNOTS - 1))) for k in range(KNOTS)]
+        gains = -torch.log(torch.tensor(steps))[:, None].repeat(1, config.latent)
+        self.log_gain = nn.Parameter(gains.clone())
+        self.log_inverse_gain = nn.Parameter(-gains)
+        self.z_location = nn.Parameter(torch.zeros(Z_GROUPS, config.hyper))
+        self.z_log_scale = nn.Parameter(torch.zeros(Z_GROUPS, config.hyper))
+        small = (64, 64, 64)
+        self.register_buffer("dct", opponent_dct(small, 8)[:, :, None, None], persistent=False)
+        self.register_buffer("dct_size", coefficient_size(small, 8)[:, None, None], persistent=False)
+        self.initialise()
+        self.register_buffer("thresholds", rounding_thresholds(), persistent=False)
+        self.frequencies: EntropyTables | None = None
+        self.precision = torch.float32
+        self.identity: str | None = None  # model id, once it is a file
+        self.metadata: dict[str, str] = {}
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """He et al. 2015 for every float convolution; zero where a network joins its linear skip."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=0.1)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                module.widen.weight.mul_(0.5)
+        for last in (self.analysis_network.leave, self.synthesis_network.leave, self.means.first, self.means.second):
+            last.weight.zero_()
+        luminance, rest, _ = channel_counts(self.config.latent)
+        for constant in (0, luminance, luminance + rest):  # constant parts follow their neighbours
+            self.means.linear[constant, 0, [0, 1, 1, 2], [1, 0, 2, 1]] = 0.25
+
+    # -- small helpers
+
+    def set_precision(self, precision: str = "auto") -> "NightCodec":
+        """float32 | bfloat16 | auto for the float networks; auto: bfloat16 where the device multiplies it natively."""
+        if precision == "auto":
+            device = self.log_gain.device
+            native = (
+                device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            )
+            precision = "bfloat16" if native else "float32"
+        self.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        return self
+
+    def _autocast(self):
+        device = self.log_gain.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    def _levels(self, level: int | Tensor, batch: int) -> Tensor:
+        if isinstance(level, Tensor):
+            return level
+        return torch.full((batch,), level, device=self.log_gain.device)
+
+    @staticmethod
+    def anchors(height: int, width: int, device=None) -> Tensor:
+        """bool [h, w]: True where (row + column) is even, the first pass."""
+        rows = torch.arange(height, device=device)[:, None]
+        return (rows + torch.arange(width, device=device)[None]) % 2 == 0
+
+    # -- transforms
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Pixels -0.5..0.5 [B,3,H,W] -> 8x8 DCT coefficients of unit size [B,192,H/8,W/8], in full precision.
+
+        The networks work between this fixed transform and its inverse: pixels are so correlated that a network on
+        unshuffled ones learns several times more slowly.
+        """
+        t = F.conv2d(F.pixel_unshuffle(x * 255.0, 8), self.dct) / self.dct_size
+        return t.contiguous(memory_format=torch.channels_last)
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """x float32 [B,3,H,W] in 0..1, H and W multiples of 16 -> y float32 [B,latent,H/16,W/16]."""
+        x = x - 0.5
+        network = self.analysis_network
+        linear = F.conv2d(F.pixel_unshuffle(x * 255.0, 16), self.linear_analysis[:, :, None, None])
+        coefficients = self.coefficients(x)
+        with self._autocast():
+            t = network.blocks(network.enter(coefficients))
+            t = network.leave(F.pixel_unshuffle(t, 2))
+        return linear + FEATURE_SCALE * t.float()
+
+    def synthesis(self, y_hat: Tensor, level: int | Tensor) -> Tensor:
+        """y_hat float32 [B,latent,h,w] -> x_hat float32 [B,3,16h,16w], not clamped."""
+        levels = self._levels(level, y_hat.shape[0])
+        network = self.synthesis_network
+        linear = F.pixel_shuffle(F.conv2d(y_hat, self.linear_synthesis[:, :, None, None]), 16) / 255.0
+        coefficients = self.coefficients(linear)
+        with self._autocast():
+            dtype = self.precision
+            t = network.enter(coefficients) * torch.exp(at_level(network.enter_gain, levels)).to(dtype)
+            middle = len(network.blocks) // 2
+            for i, block in enumerate(network.blocks):
+                if i == middle:
+                    t = t * torch.exp(at_level(network.middle_gain, levels)).to(dtype)
+                t = block(t)
+            t = F.pixel_shuffle(F.conv2d(network.leave(t), self.dct.transpose(0, 1)), 8)
+        return linear + (FEATURE_SCALE / 255.0) * t.float() + 0.5
+
+    def scale(self, y: Tensor, level: int | Tensor) -> Tensor:
+        """y in units of the level's quantisation step."""
+        return y * torch.exp(at_level(self.log_gain, self._levels(level, y.shape[0])))
+
+    def unscale(self, y_scaled: Tensor, level: int | Tensor) -> Tensor:
+        """Back from quantisation steps to y_hat."""
+        return y_scaled * torch.exp(at_level(self.log_inverse_gain, self._levels(level, y_scaled.shape[0])))
+
+    # -- hyperprior, means, indices
+
+    def hyper_analysis(self, y_scaled: Tensor, level: int | Tensor) -> Tensor:
+        """[B,latent,h,w] -> unrounded z [B,hyper,ceil(h/4),ceil(w/4)]."""
+        levels = self._levels(level, y_scaled.shape[0])
+        height, width = y_scaled.shape[2:]
+        t = torch.asinh(y_scaled)
+        t = F.pad(t, (0, -width % 4, 0, -height % 4), mode="replicate")
+        with self._autocast():
+            t = F.leaky_relu(self.hyper_enter(t), 0.1) * torch.exp(at_level(self.hyper_gain, levels))
+            t = F.leaky_relu(self.hyper_middle(F.pixel_unshuffle(t, 2)), 0.1)
+            t = F.leaky_relu(self.hyper_spatial(F.pixel_unshuffle(t, 2)), 0.1)
+            return self.hyper_leave(t).float()
+
+    def mean_features(self, z: Tensor, height: int, width: int) -> Tensor:
+        """z [B,hyper,hz,wz] -> features of the mean networks [B,m,h,w]."""
+        means = self.means
+        with self._autocast():
+            t = F.leaky_relu(means.hyper(z.float()), 0.1)
+            t = F.leaky_relu(F.pixel_shuffle(means.expand(t), 4)[:, :, :height, :width], 0.1)
+            return F.leaky_relu(means.features(t), 0.1)
+
+    def mean_first(self, features: Tensor) -> Tensor:
+        with self._autocast():
+            t = self.means.first(features).float()
+        return MEAN_LIMIT * torch.tanh(t / MEAN_LIMIT)
+
+    def mean_second(self, features: Tensor, y_anchors: Tensor) -> Tensor:
+        """y_anchors: symbols + mean of the first pass, 0 elsewhere, in quantisation steps [B,latent,h,w]."""
+        means = self.means
+        with self._autocast():
+            t = F.leaky_relu(means.context(torch.asinh(y_anchors)), 0.1)
+            t = F.leaky_relu(means.join(torch.cat((features, t), 1)), 0.1)
+            t = means.second(t).float()
+        linear = F.conv2d(y_anchors, means.linear, padding=1, groups=y_anchors.shape[1])
+        return MEAN_LIMIT * torch.tanh(t / MEAN_LIMIT) + linear
+
+    def index_features(self, z: Tensor, level: int | Tensor, height: int, width: int) -> Tensor:
+        """Exact: z integer-valued [B,hyper,hz,wz] -> [B,n,h,w], multiples of 1/16."""
+        net = self.indices
+        levels = self._levels(level, z.shape[0])
+        plane = torch.floor(levels.float() * ACTIVATION_MAX / LEVELS) / ACTIVATION_STEPS
+        plane = plane[:, None, None, None].expand(-1, 1, *z.shape[2:])
+        with torch.autocast(z.device.type, enabled=False):
+            t = torch.cat((z.float() * 0.5, plane), 1)
+            t = quantise_activation(net.hyper(t))
+            t = quantise_activation(net.expand(t))
+            t = F.pixel_shuffle(t, 4)[:, :, :height, :width]
+            return quantise_activation(net.features(t))
+
+    @staticmethod
+    def _bins(t: Tensor) -> Tensor:
+        """Output of a last exact layer -> bin as float, integer-valued, gradient passed through."""
+        t = torch.clamp(t * 4.0, 0.0, BINS - 1.0)
+        rounded = torch.floor(t.detach() + 0.5)
+        return t + (rounded - t).detach() if t.requires_grad else rounded
+
+    def bins_first(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return self._bins(self.indices.first(features))
+
+    def bins_second(self, features: Tensor, anchor_symbols: Tensor) -> Tensor:
+        """anchor_symbols: integer-valued [B,latent,h,w], 0 off the anchors."""
+        net = self.indices
+        with torch.autocast(features.device.type, enabled=False):
+            t = torch.clamp(anchor_symbols.abs().float(), max=ACTIVATION_MAX // ACTIVATION_STEPS)
+            t = quantise_activation(net.magnitude(t))
+            t = quantise_activation(net.neighbours(t))
+            t = quantise_activation(net.join(torch.cat((features, t), 1)))
+            return self._bins(net.second(t))
+
+    # -- what the entropy coder uses
+
+    def round(self, residual: Tensor, index: Tensor) -> Tensor:
+        """Integer-valued symbols for residuals [..] in bins `index` [..]; see rounding_thresholds."""
+        magnitude = residual.abs()
+        rounded = torch.round(magnitude).clamp(max=2.0**15 - 1)
+        entry = index.long() * self.thresholds.shape[1] + rounded.clamp(max=THRESHOLD_SYMBOLS).long()
+        lower = (magnitude < self.thresholds.flatten()[entry]) & (rounded <= THRESHOLD_SYMBOLS)
+        return torch.copysign(rounded - lower.float(), residual)
+
+    @torch.no_grad()
+    def quantise(self, y: Tensor, level: int) -> Symbols:
+        """y float32 [B,latent,h,w] (analysis) -> all symbols and their bins."""
+        height, width = y.shape[2:]
+        scaled = self.scale(y, level)
+        z = torch.round(self.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
+        anchors = self.anchors(height, width, y.device)
+        index_features = self.index_features(z, level, height, width)
+        mean_features = self.mean_features(z, height, width)
+        mean = self.mean_first(mean_features)
+        index = self.bins_first(index_features)
+        first = self.round(scaled - mean, index) * (anchors & (index > 0))
+        mean_two = self.mean_second(mean_features, (first + mean) * anchors)
+        index = torch.where(anchors, index, self.bins_second(index_features, first))
+        second = self.round(scaled - mean_two, index) * (~anchors & (index > 0))
+        return Symbols(z.to(torch.int16), (first + second).to(torch.int16), index.to(torch.uint8))
+
+    @torch.no_grad()
+    def indices_first(self, z: Tensor, level: int, height: int, width: int) -> Tensor:
+        """uint8 [B,latent,h,w]; valid on anchors. Exact."""
+        return self.bins_first(self.index_features(z, level, height, width)).to(torch.uint8)
+
+    @torch.no_grad()
+    def indices_second(self, z: Tensor, level: int, y_symbols: Tensor) -> Tensor:
+        """uint8 [B,latent,h,w]; valid off the anchors; reads y_symbols on the anchors only. Exact."""
+        height, width = y_symbols.shape[2:]
+        anchors = self.anchors(height, width, y_symbols.device)
+        features = self.index_features(z, level, height, width)
+        return self.bins_second(features, y_symbols * anchors).to(torch.uint8)
+
+    @torch.no_grad()
+    def reconstruct_latent(self, z: Tensor, y_symbols: Tensor, level: int) -> Tensor:
+        """Integer symbols -> y_hat float32 [B,latent,h,w]."""
+        height, width = y_symbols.shape[2:]
+        anchors = self.anchors(height, width, y_symbols.device)
+        features = self.mean_features(z, height, width)
+        symbols = y_symbols.float()
+        mean = self.mean_first(features)
+        mean_two = self.mean_second(features, (symbols + mean) * anchors)
+        return self.unscale(symbols + torch.where(anchors, mean, mean_two), level)
+
+    def tables(self) -> EntropyTables:
+        """Integer frequencies: those measured at export, or the parametric ones of an untrained model."""
+        if self.frequencies is None:
+            self.frequencies = parametric_tables(self)
+        return self.frequencies
+
+    # -- training
+
+    def training_pass(self, x: Tensor, level: Tensor, thresholds: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B,3,H,W], level [B] -> (x_hat, bits of y per sample [B], bits of z per sample [B]).
+
+        Uniform noise stands for rounding in the rate, straight-through rounding in the distortion; with `thresholds`
+        the latter rounds as `quantise` does.
+        """
+        y = self.analysis(x)
+        height, width = y.shape[2:]
+        scaled = self.scale(y, level)
+        z = self.hyper_analysis(scaled, level)
+        z_noisy = z + torch.empty_like(z).uniform_(-0.5, 0.5)
+        z_hat = round_through(z.clamp(-Z_MAX, Z_MAX))
+        group = (level.float() / 100.0).floor().clamp(0, Z_GROUPS - 1).long()
+        location = self.z_location[group][:, :, None, None]
+        z_scale = torch.exp(self.z_log_scale[group].clamp(-4, 5))[:, :, None, None]
+        upper = torch.sigmoid((z_noisy + 0.5 - location) / z_scale)
+        lower = torch.sigmoid((z_noisy - 0.5 - location) / z_scale)
+        z_bits = -torch.log2((upper - lower).clamp_min(1e-7)).sum((1, 2, 3))
+
+        def symbols(residual: Tensor, index: Tensor) -> Tensor:
+            if not thresholds:
+                return round_through(residual)
+            return residual + (self.round(residual.detach(), index.detach()) - residual).detach()
+
+        anchors = self.anchors(height, width, x.device)
+        index_features = self.index_features(z_hat, level, height, width)
+        mean_features = self.mean_features(z_hat, height, width)
+        mean = self.mean_first(mean_features)
+        index = self.bins_first(index_features)
+        first = symbols(scaled - mean, index) * anchors
+        mean_two = self.mean_second(mean_features, (first + mean) * anchors)
+        index_two = self.bins_second(index_features, first.detach())
+        mean = torch.where(anchors, mean, mean_two)
+        index = torch.where(anchors, index, index_two)
+        noisy = scaled - mean + torch.empty_like(scaled).uniform_(-0.5, 0.5)
+        y_bits = -torch.log2(gaussian_mass(noisy, scale_of(index))).sum((1, 2, 3))
+        y_hat = self.unscale(symbols(scaled - mean, index) + mean, level)
+        return self.synthesis(y_hat, level), y_bits, z_bits
+
+    def finishing_parameters(self) -> list[nn.Parameter]:
+        """What finishing_pass trains: all that follows the symbols and is not a mean."""
+        networks = (self.synthesis_network, self.indices)
+        return [self.linear_synthesis, self.log_inverse_gain, *(p for n in networks for p in n.parameters())]
+
+    def finishing_pass(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """As training_pass with everything before the symbols frozen and the symbols real -> (x_hat, bits of y).
+
+        The decoder and the scale bins see what they will see in use, rounding thresholds included.
+        """
+        with torch.no_grad():
+            y = self.analysis(x)
+            height, width = y.shape[2:]
+            scaled = self.scale(y, level)
+            z = torch.round(self.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
+            anchors = self.anchors(height, width, x.device)
+            mean_features = self.mean_features(z, height, width)
+            mean = self.mean_first(mean_features)
+        features = self.index_features(z, level, height, width)
+        index = self.bins_first(features)
+        with torch.no_grad():
+            first = self.round(scaled - mean, index) * (anchors & (index > 0))
+            mean_two = self.mean_second(mean_features, (first + mean) * anchors)
+        index = torch.where(anchors, index, self.bins_second(features, first))
+        with torch.no_grad():
+            mean = torch.where(anchors, mean, mean_two)
+            symbols = torch.where(anchors, first, self.round(scaled - mean, index) * (index > 0))
+        # The unforced residual keeps a cost on bin 0 for what it suppresses.
+        wanted = torch.where(index > 0, symbols, self.round(scaled - mean, index.clamp_min(1.0)))
+        y_bits = -torch.log2(gaussian_mass(wanted, scale_of(index))).sum((1, 2, 3))
+        return self.synthesis(self.unscale(symbols + mean, level), level), y_bits
+
+
+def scale_of(index: Tensor) -> Tensor:
+    """Standard deviation of (possibly fractional) scale bins, in quantisation steps."""
+    low, high = SCALE_RANGE
+    return low * torch.exp(index * (math.log(high / low) / (BINS - 1)))
+
+
+def gaussian_mass(x: Tensor, sigma: Tensor) -> Tensor:
+    """Probability of [x - 1/2, x + 1/2] under a centred Gaussian, never below 1e-7."""
+    x = x.abs()
+    upper = torch.erfc((x - 0.5) / (sigma * math.sqrt(2)))
+    lower = torch.erfc((x + 0.5) / (sigma * math.sqrt(2)))
+    return (0.5 * (upper - lower)).clamp_min(1e-7)
+
+
+# -- entropy tables
+
+
+def integer_frequencies(probability: np.ndarray) -> np.ndarray:
+    """Probabilities [n] (any positive sum) -> uint32 [n], each at least 1, sum exactly 2**PRECISION."""
+    total = 1 << PRECISION
+    p = np.maximum(np.asarray(probability, np.float64), 0)
+    freq = np.maximum(1, np.floor(p / p.sum() * (total - len(p)) + 0.5)).astype(np.int64)
+    excess = int(freq.sum()) - total
+    for i in np.argsort(-freq):  # take from (or give to) the largest, whose relative change is least
+        if excess == 0:
+            break
+        change = min(excess, int(freq[i]) - 1) if excess > 0 else excess
+        freq[i] -= change
+        excess -= change
+    return freq.astype(np.uint32)
+
+
+def y_radius(scale: float) -> int:
+    """Symbols coded without escape in a bin of that scale: -radius..radius."""
+    return int(min(255, math.ceil(4.0 * scale) + 2))
+
+
+def parametric_tables(model: NightCodec) -> EntropyTables:
+    """Tables of the distributions that training assumes: Gaussian bins, logistic z."""
+    y_freq = []
+    for scale in bin_scales():
+        radius = y_radius(scale)
+        k = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        mass = gaussian_mass(k, torch.tensor(scale, dtype=torch.float64)).numpy()
+        y_freq.append(integer_frequencies(np.append(mass, 1e-5)))
+    k = np.arange(-Z_MAX, Z_MAX + 1)
+    location = model.z_location.detach().double().cpu().numpy()
+    scale = np.exp(model.z_log_scale.detach().double().cpu().numpy().clip(-4, 5))
+    z_freq = []
+    for group in range(Z_GROUPS):
+        row = []
+        for channel in range(model.config.hyper):
+            edges = np.append(k - 0.5, Z_MAX + 0.5)
+            cdf = 1 / (1 + np.exp(-np.clip((edges - location[group, channel]) / scale[group, channel], -60, 60)))
+            row.append(integer_frequencies(np.append(np.diff(cdf), 1e-9)))
+        z_freq.append(row)
+    return EntropyTables(y_freq, z_freq)
+
+
+# -- files: safetensors (8 bytes of header length, JSON, tensors), read and written without another package
+
+_DTYPES = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "U16": np.uint16}
+
+
+def _exact_names(model: NightCodec) -> dict[str, int]:
+    """Parameters of the exact network -> the integer each unit stands for."""
+    from codec.exact import WEIGHT_STEPS
+
+    return {
+        f"indices.{name}": WEIGHT_STEPS if name.endswith("weight") else WEIGHT_STEPS * ACTIVATION_STEPS
+        for name, _ in model.indices.named_parameters()
+    }
+
+
+def save_model(model: NightCodec, path: str | Path, **metadata: str) -> str:
+    """Write weights (float16; exact ones as int32), tables and sizes as safetensors. Returns the model id.
+
+    Raises ValueError where the exact network's sums could round.
+    """
+    model.indices.check()
+    exact = _exact_names(model)
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in model.state_dict().items():
+        value = value.detach().float().cpu()
+        if name in exact:
+            arrays[name] = torch.round(value * exact[name]).numpy().astype(np.int32)
+        else:
+            arrays[name] = value.numpy().astype(np.float16)
+    tables = model.tables()
+    arrays["tables.y"] = np.concatenate(tables.y_freq).astype(np.uint16)
+    arrays["tables.y_sizes"] = np.array([len(f) for f in tables.y_freq], np.int32)
+    arrays["tables.z"] = np.stack([np.stack(row) for row in tables.z_freq]).astype(np.uint16)
+    header: dict = {
+        "__metadata__": {
+            "config": json.dumps(dataclasses.asdict(model.config)),
+            "format": "nightpress-codec-1",
+            **metadata,
+        }
+    }
+    codes = {np.dtype(v): k for k, v in _DTYPES.items()}
+    offset = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": codes[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data = struct.pack("<Q", len(text)) + text + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
+    Path(path).write_bytes(data)
+    return model_id(data)
+
+
+def model_id(source: str | Path | bytes) -> str:
+    """First 16 hex digits of the sha256 of a model file."""
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def read_model_file(source: str | Path | bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a model file. Raises ValueError naming what is wrong with it."""
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    name = "model" if isinstance(source, bytes) else str(source)
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        if length > 1_000_000 or 8 + length > len(data):
+            raise ValueError("header length out of range")
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.pop("__metadata__")
+        if metadata.get("format") != "nightpress-codec-1":
+            raise ValueError(f"format is {metadata.get('format')!r}")
+        arrays = {}
+        for key, entry in header.items():
+            begin, end = entry["data_offsets"]
+            dtype = np.dtype(_DTYPES[entry["dtype"]])
+            if not 0 <= begin <= end <= len(data) - 8 - length:
+                raise ValueError(f"tensor {key} lies outside the file")
+            raw = np.frombuffer(data, dtype, (end - begin) // dtype.itemsize, 8 + length + begin)
+            arrays[key] = raw.reshape(entry["shape"])
+    except (struct.error, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is not a Nightpress codec model: {error}; take a file that `nightpress train` wrote"
+        ) from error
+    return arrays, metadata
+
+
+def float_tensors(model: NightCodec, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The file's tensors that `model` has, in its units: the exact network's integers become multiples of steps."""
+    exact = _exact_names(model)
+    return {
+        key: torch.from_numpy(arrays[key].astype(np.float32)) / exact.get(key, 1)
+        for key, value in model.state_dict().items()
+        if key in arrays and arrays[key].shape == tuple(value.shape)
+    }
+
+
+def load_model(source: str | Path | bytes) -> NightCodec:
+    """Model file -> NightCodec in float32 on the CPU, in evaluation mode, with `.identity` set to its id.
+
+    Raises ValueError naming what is wrong with the file.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    name = "model" if isinstance(source, bytes) else str(source)
+    arrays, metadata = read_model_file(source if not isinstance(source, bytes) else data)
+    try:
+        model = NightCodec(Config(**json.loads(metadata["config"])))
+        state = float_tensors(model, arrays)
+        missing = [key for key in model.state_dict() if key not in state]
+        if missing:
+            raise ValueError(f"it lacks the tensor {missing[0]}")
+        ends = np.cumsum(arrays["tables.y_sizes"])
+        y_freq = [f.astype(np.uint32) for f in np.split(arrays["tables.y"], ends[:-1])]
+        z_freq = [[f.astype(np.uint32) for f in row] for row in arrays["tables.z"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} does not fit this version: {error}; take a file that `nightpress train` wrote"
+        ) from error
+    model.load_state_dict(state)
+    model.indices.check()
+    model.frequencies = EntropyTables(y_freq, z_freq)
+    model.identity = model_id(data)
+    model.metadata = metadata
+    return model.eval().requires_grad_(False)

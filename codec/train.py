@@ -1,0 +1,362 @@
+"""Training of the codec: pictures in a folder -> checkpoints, a log, one file of weights with measured tables.
+
+Needs torch, numpy and Pillow alone, so that it runs wherever a GPU is lent: `python -m codec.train --help`.
+One model learns all rates: each sample draws a level, its loss is (bpp + lambda 255^2 MSE) / sqrt(lambda).
+The learning rate is constant, then falls with a cosine to zero over the last part of the time given; the state at
+the start of the fall is kept (`trunk.pt`), and `--resume` goes on from there with more time. From the fall on,
+rounding follows the rate-distortion thresholds of use; in the last tenth the encoder is frozen, and what follows the
+symbols learns from real ones.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from codec import model as networks
+from codec.model import (
+    BINS,
+    LEVELS,
+    Z_GROUPS,
+    Z_MAX,
+    Config,
+    EntropyTables,
+    NightCodec,
+    lambda_of,
+    save_model,
+)
+
+PICTURES = (".avif", ".png", ".jpg", ".jpeg", ".webp", ".ppm", ".bmp", ".tif", ".tiff")
+SYNTHETIC = 0.06  # share of samples that are rendered text and line art
+
+
+def load_pictures(folders: list[Path], smallest: int) -> list[np.ndarray]:
+    """Every readable picture with both sides of at least `smallest` pixels, as uint8 [H,W,3], sorted by path.
+
+    Raises FileNotFoundError when there is none.
+    """
+    pictures = []
+    for path in sorted(p for folder in folders for p in Path(folder).rglob("*") if p.suffix.lower() in PICTURES):
+        try:
+            with Image.open(path) as image:
+                picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except OSError:
+            continue
+        if min(picture.shape[:2]) >= smallest:
+            pictures.append(picture)
+    if not pictures:
+        raise FileNotFoundError(f"no picture of at least {smallest} pixels a side in {', '.join(map(str, folders))}")
+    return pictures
+
+
+def rendered_page(size: int, rng: random.Random) -> np.ndarray:
+    """Text, rules, boxes and curves as on scans and screenshots: uint8 [size,size,3]."""
+    light = rng.random() < 0.7
+    paper = tuple(rng.randint(225, 255) if light else rng.randint(0, 60) for _ in range(3))
+    image = Image.new("RGB", (size, size), paper)
+    draw = ImageDraw.Draw(image)
+    letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,;:-()/%&"
+
+    def colour() -> tuple[int, ...]:
+        if rng.random() < 0.7:
+            grey = rng.randint(0, 80) if light else rng.randint(170, 255)
+            return (grey, grey, grey)
+        return tuple(rng.randint(0, 255) for _ in range(3))
+
+    for _ in range(rng.randint(0, 6)):
+        box = sorted(rng.randint(-20, size + 20) for _ in range(2)) + sorted(
+            rng.randint(-20, size + 20) for _ in range(2)
+        )
+        box = (box[0], box[2], box[1], box[3])
+        kind = rng.random()
+        if kind < 0.4:
+            draw.rectangle(
+                box, fill=colour() if rng.random() < 0.5 else None, outline=colour(), width=rng.randint(1, 3)
+            )
+        elif kind < 0.6:
+            draw.ellipse(box, outline=colour(), width=rng.randint(1, 3))
+        else:
+            draw.line(box, fill=colour(), width=rng.randint(1, 4))
+    y, ink, height = rng.randint(-5, 20), colour(), rng.randint(8, 26)
+    font = ImageFont.load_default(height)
+    while y < size:
+        if rng.random() < 0.15:
+            ink, height = colour(), rng.randint(8, 40)
+            font = ImageFont.load_default(height)
+        text = "".join(rng.choice(letters) for _ in range(rng.randint(5, 60)))
+        draw.text((rng.randint(-10, 30), y), text, fill=ink, font=font)
+        y += int(height * rng.uniform(1.1, 1.8))
+    return np.asarray(image)
+
+
+def crop(pictures: list[np.ndarray], size: int, rng: random.Random) -> np.ndarray:
+    """One augmented sample uint8 [size,size,3]: place, flip, quarter turn, sometimes reduced, sometimes rendered."""
+    if rng.random() < SYNTHETIC:
+        return rendered_page(size, rng)
+    picture = rng.choice(pictures)
+    height, width = picture.shape[:2]
+    side = size
+    if rng.random() < 0.15 and min(height, width) > size:
+        side = rng.randint(size, min(height, width, size * 2))
+    top, left = rng.randint(0, height - side), rng.randint(0, width - side)
+    piece = picture[top : top + side, left : left + side]
+    if side != size:
+        piece = np.asarray(Image.fromarray(piece).resize((size, size), Image.Resampling.LANCZOS))
+    if rng.random() < 0.5:
+        piece = piece[:, ::-1]
+    piece = np.rot90(piece, rng.randrange(4))
+    if rng.random() < 0.03:
+        piece = np.repeat(piece.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+    return piece
+
+
+def batch(pictures: list[np.ndarray], count: int, size: int, rng: random.Random) -> torch.Tensor:
+    """float32 [count,3,size,size] in 0..1."""
+    samples = np.stack([crop(pictures, size, rng) for _ in range(count)])
+    return torch.from_numpy(samples).permute(0, 3, 1, 2).float() / 255.0
+
+
+@torch.no_grad()
+def measure_tables(
+    model: NightCodec, pictures: list[np.ndarray], crops: int, size: int = 256, seed: int = 7
+) -> EntropyTables:
+    """Frequencies of the symbols as they really occur: parametric ones as prior, counts over `crops` crops on top."""
+    rng = random.Random(seed)
+    model.frequencies = None
+    parametric = model.tables()
+    device = model.log_gain.device
+    y_counts = [np.zeros(len(f)) for f in parametric.y_freq]
+    z_counts = np.zeros((Z_GROUPS, model.config.hyper, 2 * Z_MAX + 2))
+    for start in range(0, crops, 8):
+        x = batch(pictures, min(8, crops - start), size, rng).to(device)
+        y = model.analysis(x)
+        for level in (rng.randint(0, LEVELS) for _ in range(6)):
+            symbols = model.quantise(y, level)
+            index = symbols.index.cpu().numpy().ravel()
+            values = symbols.y.cpu().numpy().ravel().astype(np.int64)
+            for bin_ in range(1, BINS):
+                chosen = values[index == bin_]
+                radius = (len(y_counts[bin_]) - 2) // 2
+                position = np.where(np.abs(chosen) <= radius, chosen + radius, 2 * radius + 1)
+                y_counts[bin_] += np.bincount(position, minlength=2 * radius + 2)
+            z = symbols.z.cpu().numpy().transpose(1, 0, 2, 3).reshape(model.config.hyper, -1)
+            group = min(Z_GROUPS - 1, level // 100)
+            for channel in range(model.config.hyper):
+                z_counts[group, channel] += np.bincount(z[channel] + Z_MAX, minlength=2 * Z_MAX + 2)
+    total = 1 << networks.PRECISION
+
+    def blend(counts: np.ndarray, frequencies: np.ndarray, weight: float) -> np.ndarray:
+        return networks.integer_frequencies(counts + weight * frequencies / total)
+
+    y_freq = []
+    for counts, frequencies in zip(y_counts, parametric.y_freq, strict=True):
+        even = counts.copy()
+        even[:-1] = (counts[:-1] + counts[-2::-1]) / 2  # a mean-free symbol has no preferred sign
+        y_freq.append(blend(even, frequencies, 2000.0))
+    # Neighbouring level groups share their counts, since a group alone sees few pictures.
+    shared = z_counts.copy()
+    shared[1:] += 0.3 * z_counts[:-1]
+    shared[:-1] += 0.3 * z_counts[1:]
+    z_freq = [
+        [blend(shared[g, c], parametric.z_freq[g][c], 30.0) for c in range(model.config.hyper)] for g in range(Z_GROUPS)
+    ]
+    z_freq[-1] = z_freq[-2]  # the last group is the highest level alone, which training never draws
+    return EntropyTables(y_freq, z_freq)
+
+
+def export(
+    state: dict, config: Config, pictures: list[np.ndarray], path: Path, device: str, crops: int, **card: str
+) -> str:
+    """Averaged weights to one safetensors file: float16, exact network checked, tables measured. Returns its id."""
+    model = NightCodec(config)
+    exact = {f"indices.{name}" for name, _ in model.indices.named_parameters()}
+    model.load_state_dict({k: v.float() if k in exact else v.half().float() for k, v in state.items()})
+    model.indices.limit()
+    model.to(device).eval().requires_grad_(False).set_precision("auto")
+    model.frequencies = measure_tables(model, pictures, crops)
+    return save_model(model.cpu(), path, **card)
+
+
+def train(
+    data: list[Path],
+    out: Path,
+    minutes: float,
+    batch_size: int = 8,
+    size: int = 256,
+    rate: float = 8e-4,
+    decay: float = 0.4,
+    finish: float = 0.1,
+    device: str = "cpu",
+    resume: bool = False,
+    seed: int = 1,
+    config: Config | None = None,
+    start: Path | None = None,
+    say=print,
+) -> Path:
+    """Train for `minutes` (or go on from out/trunk.pt); returns the path of the exported weights.
+
+    `start`: a model file whose fitting tensors are taken as first values.
+    Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the learning rate
+    starts to fall, out/codec.safetensors at the end. The .pt files are this function's own; it loads them with
+    weights_only, and no others.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    config = config or Config()
+    model = NightCodec(config).to(device).set_precision("auto")
+    if device == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    if start is not None:
+        tensors = networks.float_tensors(model, networks.read_model_file(start)[0])
+        model.load_state_dict(tensors, strict=False)
+        say(f"{len(tensors)} of {len(model.state_dict())} tensors from {start}")
+    linear = [model.linear_analysis, model.linear_synthesis]
+    others = [p for p in model.parameters() if not any(p is q for q in linear)]
+    optimiser = torch.optim.Adam([{"params": others, "factor": 1.0}, {"params": linear, "factor": 0.05}], lr=rate)
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    step, past, falling, finished = 0, 0.0, False, False
+    checkpoint = out / "trunk.pt"
+    if (out / "state.pt").exists() and not checkpoint.exists():
+        checkpoint = out / "state.pt"
+    if resume and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True, map_location=device)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average, step, past = saved["average"], saved["step"], saved["seconds"]
+        rng.seed(seed + step)
+        torch.manual_seed(seed + step)
+        say(f"going on from {checkpoint} at step {step}")
+    pictures = load_pictures(data, size)
+    say(f"{len(pictures)} pictures, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {device}")
+
+    def save(path: Path) -> None:
+        spent = past + time.monotonic() - started
+        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
+        torch.save({**state, "step": step, "seconds": spent}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+
+    def save_average(path: Path) -> None:
+        """The averaged weights with parametric tables: a usable model at any time of the training."""
+        usable = NightCodec(config)
+        usable.load_state_dict({k: v.float().cpu() for k, v in average.items()})
+        usable.indices.limit()
+        save_model(usable, path.with_suffix(".tmp"), steps=str(step))
+        path.with_suffix(".tmp").rename(path)
+
+    started = saved_at = time.monotonic()
+    budget, first = minutes * 60.0, step
+    sums = np.zeros(4)
+    with (out / "log.jsonl").open("a") as log:
+        while True:
+            elapsed = time.monotonic() - started
+            if elapsed >= budget:
+                break
+            progress = elapsed / budget
+            factor = min(1.0, (step - first + 1) / 200)
+            if progress > 1 - decay:
+                if not falling:
+                    falling = True
+                    save(out / "trunk.pt")
+                fallen = min(1.0, (progress - 1 + decay) / max(decay - finish, 1e-9))
+                factor *= 0.5 * (1 + math.cos(math.pi * fallen))
+                if progress > 1 - finish:
+                    factor = 0.25 * (1 - progress) / finish
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor * group["factor"]
+            x = batch(pictures, batch_size, size, rng).to(device, non_blocking=True)
+            finishing = progress > 1 - finish
+            if finishing and not finished:
+                finished = True
+                model.load_state_dict(average)
+                trained = model.finishing_parameters()
+                model.requires_grad_(False)
+                for parameter in trained:
+                    parameter.requires_grad_(True)
+            strata = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size  # every batch sees all rates
+            level = (strata[torch.randperm(batch_size)] * LEVELS).to(device)
+            weight = lambda_of(level)
+            if finishing:
+                (x_hat, y_bits), z_bits = model.finishing_pass(x, level), torch.zeros(batch_size, device=device)
+            else:
+                x_hat, y_bits, z_bits = model.training_pass(x, level, thresholds=falling)
+            bpp = (y_bits + z_bits) / (size * size)
+            error = (x_hat - x).square().mean((1, 2, 3)) * 255.0**2
+            loss = ((bpp + weight * error) / weight.sqrt()).mean() * 0.1
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if not torch.isfinite(norm):
+                say(f"step {step}: gradient is not finite, skipped")
+                step += 1
+                continue
+            optimiser.step()
+            model.indices.limit()
+            step += 1
+            keep = min(0.999, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for name, value in model.state_dict().items():
+                    average[name].lerp_(value, 1 - keep)
+            sums += [
+                loss.item(),
+                bpp.mean().item(),
+                z_bits.mean().item() / size**2,
+                error.log10().mean().item(),
+            ]
+            if step % 50 == 0:
+                mean = sums / 50
+                line = {
+                    "step": step,
+                    "seconds": round(past + elapsed, 1),
+                    "loss": round(mean[0], 5),
+                    "bpp": round(mean[1], 4),
+                    "z_bpp": round(mean[2], 5),
+                    "psnr": round(10 * (math.log10(255.0**2) - mean[3]), 3),
+                    "rate": rate * factor,
+                    "norm": round(float(norm), 3),
+                }
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                if step % 500 == 0:
+                    say(json.dumps(line))
+                sums[:] = 0
+            if time.monotonic() - saved_at > 300:
+                saved_at = time.monotonic()
+                save(out / "state.pt")
+                save_average(out / "latest.safetensors")
+    path = out / "codec.safetensors"
+    identity = export(average, config, pictures, path, device, 256, steps=str(step), seed=str(seed))
+    say(f"wrote {path}, model {identity}, {step} steps")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of pictures")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument("--decay", type=float, default=0.4, help="share of the time in which the learning rate falls")
+    parser.add_argument("--finish", type=float, default=0.1, help="share of the time with the encoder frozen")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--start", type=Path, help="model file to take first values from")
+    parser.add_argument("--seed", type=int, default=1)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    train(
+        a.data, a.out, a.minutes, a.batch, a.size, a.rate, a.decay, a.finish, a.device, a.resume, a.seed, start=a.start
+    )
+
+
+if __name__ == "__main__":
+    main()

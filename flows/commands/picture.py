@@ -1,0 +1,193 @@
+"""`nightpress encode`, `decode` and `info`: one picture file and one .npi file.
+
+The work is codec's (coder.py, rate.py, pixels.py); here only options, files and what is printed.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from flows.console import WorkFailed, WrongUsage, byte_count
+
+FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def register(subparsers) -> None:
+    encode = subparsers.add_parser(
+        "encode",
+        help="compress one picture into a .npi file",
+        epilog="Example: nightpress encode photo.jpg photo.npi --target ms-ssim=0.98",
+    )
+    encode.add_argument("image", metavar="IMAGE", type=Path, help="an 8-bit picture in any usual format")
+    encode.add_argument("file", metavar="FILE.npi", type=Path)
+    goal = encode.add_mutually_exclusive_group()
+    goal.add_argument("--quality", metavar="Q", type=float, help="0..100 (default 75)")
+    goal.add_argument("--target", metavar="M=V", help="psnr=V or ms-ssim=V, met from above by at most 0.1 dB")
+    goal.add_argument("--max-bytes", metavar="N", type=int, help="at most so many bytes, at most 2 %% fewer")
+    encode.add_argument("--model", metavar="FILE|ID", help="the model to code with (default: the package's)")
+    encode.add_argument("--max-pixels", metavar="N", type=int, default=200_000_000, help="refuse larger pictures")
+    encode.set_defaults(handler=run_encode)
+
+    decode = subparsers.add_parser(
+        "decode",
+        help="turn a .npi file back into a picture file",
+        epilog="Example: nightpress decode photo.npi photo.png",
+    )
+    decode.add_argument("file", metavar="FILE.npi", type=Path)
+    decode.add_argument("image", metavar="IMAGE", type=Path, help="its ending names the format: " + " ".join(FORMATS))
+    decode.add_argument(
+        "--models", metavar="DIR", type=Path, action="append", help="search for the file's model here too; repeatable"
+    )
+    decode.add_argument("--max-pixels", metavar="N", type=int, default=200_000_000, help="refuse larger pictures")
+    decode.set_defaults(handler=run_decode)
+
+    info = subparsers.add_parser(
+        "info", help="what a .npi file says about itself", epilog="Example: nightpress info photo.npi --json"
+    )
+    info.add_argument("file", metavar="FILE.npi", type=Path)
+    info.set_defaults(handler=run_info)
+
+    for command in (encode, decode):
+        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    for command in (encode, decode, info):
+        command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+
+
+def run_encode(args: argparse.Namespace) -> int:
+    from codec.rate import parse_target
+
+    try:
+        metric, value = parse_target(args.target) if args.target else (None, None)
+    except ValueError as error:
+        raise WrongUsage(str(error)) from None
+    if args.quality is not None and not 0 <= args.quality <= 100:
+        raise WrongUsage(f"--quality {args.quality:g} is outside 0..100")
+    if args.max_bytes is not None:
+        if args.max_bytes < 1:
+            raise WrongUsage(f"--max-bytes {args.max_bytes}: at least 1")
+        metric, value = "bytes", args.max_bytes
+    source = _read(args.image)
+    _need_folder(args.file)
+
+    from codec import CodecError, PictureError, coder, open_picture
+    from codec.rate import target_level
+
+    start = time.perf_counter()
+    try:
+        picture = open_picture(source, args.max_pixels)
+        prepared = coder.prepare(picture, coder.get_model(args.model, device=_device(args.device)))
+        if metric:
+            reached = target_level(prepared, metric, value)
+            data, level = reached.bitstream, reached.level
+        else:
+            reached, level = None, coder.level_of(coder.DEFAULT_QUALITY if args.quality is None else args.quality)
+            data = prepared.code(level)
+    except (PictureError, CodecError, ValueError) as error:
+        raise WorkFailed(f"{args.image}: {error}") from error
+    _write(args.file, data)
+    result = {
+        "file": str(args.file),
+        "source_bytes": len(source),
+        "bytes": len(data),
+        "width": picture.width,
+        "height": picture.height,
+        "bpp": 8 * len(data) / (picture.width * picture.height),
+        "quality": level / 10,
+        "seconds": time.perf_counter() - start,
+    }
+    if reached:
+        result.update(metric=reached.metric, value=reached.value, passes=reached.passes)
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    met = {"psnr": "PSNR {:.2f} dB", "ms-ssim": "MS-SSIM {:.5f}"}.get(reached.metric, "") if reached else ""
+    print(
+        f"{args.file}: {byte_count(len(data))} ({len(data) / len(source):.1%} of {byte_count(len(source))}), "
+        f"{picture.width}x{picture.height}, {result['bpp']:.3f} bpp, quality {level / 10:g}"
+        + (f", {met.format(reached.value)}" if met else "")
+    )
+    return 0
+
+
+def run_decode(args: argparse.Namespace) -> int:
+    format = FORMATS.get(args.image.suffix.lower())
+    if format is None:
+        raise WrongUsage(f"{args.image}: {args.image.suffix!r} names no format; use {', '.join(FORMATS)}")
+    data = _read(args.file)
+    _need_folder(args.image)
+
+    from codec import CodecError, decode_picture, picture_bytes
+
+    try:
+        picture = decode_picture(data, models=args.models, device=_device(args.device), max_pixels=args.max_pixels)
+        _write(args.image, picture_bytes(picture, format))
+    except (CodecError, ValueError, OSError) as error:
+        raise WorkFailed(f"{args.file}: {error}") from error
+    if args.json:
+        print(json.dumps({"image": str(args.image), "width": picture.width, "height": picture.height,
+                          "mode": picture.image.mode}))  # fmt: skip
+    else:
+        print(f"{args.image}: {picture.width}x{picture.height} {picture.image.mode}")
+    return 0
+
+
+def run_info(args: argparse.Namespace) -> int:
+    data = _read(args.file)
+
+    from codec import CodecError, info
+
+    try:
+        facts = info(data)
+    except CodecError as error:
+        raise WorkFailed(f"{args.file}: {error}") from error
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+    return 0
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WrongUsage(f"can't read {path}: {error.strerror or error}") from None
+
+
+def _need_folder(path: Path) -> None:
+    """Refuse before the work what cannot be written after it."""
+    if not path.parent.is_dir():
+        raise WrongUsage(f"there is no folder {path.parent} to write {path.name} into")
+    if path.is_dir():
+        raise WrongUsage(f"{path} is a folder; name a file")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all: into a temporary file beside, then renamed."""
+    number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException as error:
+        os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise WorkFailed(f"can't write {path}: {error.strerror or error}") from error
+        raise
+
+
+def _device(name: str) -> str:
+    if name == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise WrongUsage("--device cuda: torch sees no GPU here; use --device cpu")
+    return name

@@ -1,0 +1,96 @@
+"""`nightpress run`: one night now, or with --dry-run an estimate of it. The night itself stands in flows/nightly.py."""
+
+import argparse
+import json
+import os
+
+from flows.console import WorkFailed, say
+from flows.settings import RunSettings, add_arguments
+
+
+def register(subparsers) -> None:
+    command = subparsers.add_parser(
+        "run",
+        help="the nightly job: deduplicate, restore, compress, verify, report",
+        description="Press the pictures of SOURCE into DEST. SOURCE is only read. A run that was killed goes on where "
+        "it stopped when the same command is given again; a later run does only what is new or changed.",
+        epilog="Example: nightpress run s3://photos s3://photos-pressed --target ms-ssim=0.98 --deadline 06:00",
+    )
+    add_arguments(command)
+    command.add_argument("--json", action="store_true", help="the manifest, or the estimate, instead of the summary")
+    command.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = RunSettings.from_args(args)
+    if settings.dry_run:
+        return estimate(settings, args.json)
+    # Before Prefect is imported, which reads them once: nothing is told to anybody, errors are told once and by us.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    from flows.cluster import PrefectServer
+
+    with PrefectServer() as server:  # its start overlaps with our imports
+        from flows.nightly import FailedRows, night_on
+        from tasks.models import NoModel
+
+        code = 0
+        try:
+            manifest = night_on(server, settings)
+        except FailedRows as error:
+            manifest, code = error.manifest, 3
+            say(f"nightpress: {error}")
+        except NoModel as error:
+            raise WorkFailed(str(error)) from None
+    tell(settings, manifest, args.json)
+    return code
+
+
+def tell(settings: RunSettings, manifest: dict, as_json: bool) -> None:
+    """The run's outcome on stdout, where its report lies on stderr."""
+    from tasks import publish, summary
+    from tasks.stores import open_store
+
+    dest = open_store(settings.dest)
+    if as_json:
+        print(json.dumps(manifest, indent=1, ensure_ascii=False))
+    else:
+        print(summary.text(publish.read_report(dest, manifest["run_id"]), manifest), end="")
+    say(f"report: {dest.place('runs/' + manifest['run_id'] + '/report.html')}")
+
+
+def estimate(settings: RunSettings, as_json: bool) -> int:
+    """--dry-run: reads a sample of what is new or changed; writes nothing."""
+    from flows.cluster import cores
+    from flows.console import Progress
+    from flows.nightly import infos_of, night_of
+    from tasks import listing, sample, state
+    from tasks.models import NoModel, codec_model
+    from tasks.stores import StoreError, open_store
+
+    source, dest = open_store(settings.source), open_store(settings.dest)
+    try:
+        listed = listing.list_source(infos_of(settings, source), settings.selects)
+        catalog = state.read_catalog(dest, state.latest_manifest(dest))
+        new = listing.compare(listed, catalog, settings.max_objects)
+        night = night_of(settings, "dry-run", codec_model().identity)
+        shown: list[Progress] = []
+
+        def watch(done: int, of: int) -> None:
+            if not shown:
+                shown.append(Progress("sample", of))
+            shown[0].advance(done - shown[0].done)
+
+        budget = settings.budget
+        result = sample.foretell(
+            night,
+            listing.new_objects(new),
+            budget_bytes=budget.bytes if budget else None,
+            budget_percent=budget.percent if budget else None,
+            workers=settings.workers or cores(),
+            watch=watch,
+        )
+    except (StoreError, NoModel, ValueError) as error:
+        raise WorkFailed(str(error)) from None
+    print(json.dumps(result.as_dict(), indent=1) if as_json else sample.text(result).rstrip("\n"))
+    return 0

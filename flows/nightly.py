@@ -1,0 +1,717 @@
+"""The night: which step follows which, on Prefect for the record and on Dask for the work.
+
+    list -> fingerprint -> deduplicate -> plan -> compress (restore, encode, verify, pack) -> check duplicates -> report
+    -> commit
+
+Here: the order, resumption, limits (deadline, failures, lease) and what Prefect shows of them. Prefect tasks are
+coarse, one a stage and chunk of shards; inside them shards go to Dask workers (cluster.py). What is done to an
+object stands in tasks/, one module a step; what is written where and how a run is taken up again in tasks/state.py.
+
+A run that is killed loses the shards in flight. Everything that it decides on the whole bucket (listing, plan) is
+written down before it is acted on, and each shard's outcome depends on its inputs alone, so the run that takes it
+up again ends as the undisturbed one would have.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogHandler
+
+from flows.cluster import Job, Pool, PrefectServer, pool, run_jobs
+from flows.console import Progress, WorkFailed, WrongUsage, say
+from flows.settings import RunSettings, deadline_after
+from tasks import listing, plan, publish, state, summary
+from tasks.lease import Lease, LeaseHeld, LeaseLost
+from tasks.models import NoModel, codec_model, copy_model
+from tasks.shards import Step
+from tasks.state import CATALOG_SCHEMA, Night
+from tasks.stores import AlreadyExists, NotFound, ObjectInfo, Store, StoreError, Unavailable, open_store
+
+CHUNK = 256  # shards in one Prefect task: a chunk waits for its last shard, so few and large ones
+PROGRESS_EVERY = 2.0  # seconds between updates of Prefect's progress bar
+LEAST_PSNR = 30.0  # dB: a duplicate that would come back worse is none
+INSPECT_MEMORY = 200  # bytes of memory per byte of a file, while it is fingerprinted, at the worst
+FINGERPRINT = Step("fingerprint", "tasks.inspect", "inspect_object")
+RATES = Step("rates", "tasks.rates", "sample", network=True)
+CHECK = Step("check", "tasks.second_look", "check", fetch=None, network=True)
+WAITING = "the deadline came before its turn; the next night takes it"
+
+
+def look_step(number: int) -> Step:
+    """The `number`-th batch of questions whether copies are copies."""
+    return Step(f"look-{number}", "tasks.second_look", "look", fetch=None)
+
+
+def compress_step(round: int = 0) -> Step:
+    """The step; later rounds (of what turned out to be no duplicate) have stages of their own."""
+    return Step(f"compress-{round}" if round else "compress", "tasks.compress", "compress_object", network=True)
+
+
+@flow(name="nightpress", flow_run_name="night of {source}", validate_parameters=False, retries=0)
+def nightly(
+    source: str,
+    dest: str,
+    quality: float | None = None,
+    target: str | None = None,
+    budget: str | None = None,
+    dedup: str = "near",
+    dedup_embedding: str | None = None,
+    denoise: str = "auto",
+    superres: str = "off",
+    min_gain: float = 10.0,
+    max_pixels: int = 200_000_000,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    max_objects: int | None = None,
+    deadline: str | None = None,
+    max_failed: float = 50.0,
+    workers: int | None = None,
+    device: str = "auto",
+    dask: str | None = None,
+    shard_size: int | None = None,
+    inventory: str | None = None,
+    fresh: bool = False,
+    strict: bool = False,
+) -> dict:
+    """One night: SOURCE pressed into DEST. Parameters are the options of `nightpress run`; returns the manifest."""
+    settings = RunSettings.from_parameters(dict(locals()), "the flow's parameters")
+    if settings.dedup_embedding:
+        hint = "leave it out; `nightpress similar --embedding` uses the networks on single pictures"
+        raise WrongUsage(f"dedup_embedding = {settings.dedup_embedding}: not in the night yet; {hint}")
+    store, origin = open_store(settings.dest), open_store(settings.source)
+    lease = Lease(store, "a run that is just starting", on_wait=say_waiting)
+    try:
+        lease.acquire()
+    except LeaseHeld as error:
+        raise WorkFailed(f"another night is under way: {error}") from None
+    with contextlib.ExitStack() as stack:
+        stack.callback(lease.release)
+        if lease.warning:
+            say(f"nightpress: {lease.warning}")
+        course = begin(settings, origin, store, lease, stack)
+        try:
+            return conduct(course)
+        except (LeaseLost, NoModel) as error:
+            raise WorkFailed(f"{error}; nothing was committed") from None
+        except StoreError as error:
+            course.log("failed", error=f"{type(error).__name__}: {error}")
+            raise WorkFailed(f"{error}. Nothing was committed; the same command again goes on here") from error
+
+
+def say_waiting(seconds: float, holder: dict) -> None:
+    say(
+        f"nightpress: run {holder.get('run', '?')} held the lease {20 - seconds:.0f} s ago; "
+        f"waiting up to {seconds:.0f} s to see whether it still lives"
+    )
+
+
+@dataclass
+class Course:
+    """A night under way: what was asked, where, how far."""
+
+    settings: RunSettings
+    source: Store
+    dest: Store
+    night: Night
+    lease: Lease
+    stack: contextlib.ExitStack
+    base: dict | None  # manifest of the state that this night builds on
+    fresh: bool
+    resumed: bool
+    started: str
+    deadline: datetime | None
+    total: int = 0  # objects of the run
+    failed: int = 0
+    stages: list[dict] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    workers: Pool | None = None
+    late: bool = False
+    progress_id: object = None
+
+    def log(self, event: str, **facts) -> None:
+        """A line of log.jsonl, and of the flow run's log in Prefect."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.events.append(json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False, default=str))
+        if FlowRunContext.get():
+            words = " ".join(f"{name}={value}" for name, value in facts.items())
+            get_run_logger().info(f"{event} {words}".rstrip())
+
+    def save_log(self) -> None:
+        lines = "".join(line + "\n" for line in self.events)
+        self.dest.write(f"{self.night.folder}log.jsonl", lines.encode(), content_type="application/x-ndjson")
+
+    def may_start(self) -> bool:
+        """Asked before each shard: is there still time, and is DEST still ours? Raises LeaseLost."""
+        self.lease.check()
+        if self.deadline and not self.late and datetime.now(UTC) >= self.deadline:
+            self.late = True
+            self.log("deadline", deadline=self.deadline.isoformat())
+            say("nightpress: the deadline has come; finishing what is in flight, then committing what is done")
+        return not self.late
+
+    def pool(self) -> Pool:
+        """The workers, started when they are first needed."""
+        if self.workers is None:
+            s = self.settings
+            self.workers = self.stack.enter_context(pool(s.workers, s.dask, s.device))
+            self.log("workers", width=self.workers.width, gpus=self.workers.gpus, memory=self.workers.memory)
+        return self.workers
+
+    def count_failures(self, rows: pa.Table) -> None:
+        """Raises WorkFailed above --max-failed; one bad picture alone never ends a run."""
+        self.failed += pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
+        if self.total > 1 and self.failed * 100 > self.settings.max_failed * self.total:
+            reasons = rows.filter(pc.fill_null(pc.equal(rows["status"], "failed"), False))["reason"].to_pylist()
+            state.write_json(self.dest, f"{self.night.folder}work/aborted.json", {"failed": self.failed})
+            raise WorkFailed(
+                f"{self.failed} of {self.total} objects have failed, more than --max-failed "
+                f"{self.settings.max_failed:g} %: nothing was committed. "
+                f"The last reason: {reasons[-1]}. If that is as it should be, run again with a higher --max-failed; "
+                "what is done is not done again"
+            )
+
+
+def begin(settings: RunSettings, source: Store, dest: Store, lease: Lease, stack: contextlib.ExitStack) -> Course:
+    """Find the state to build on and the run to go on with, or begin a new one."""
+    base = state.latest_manifest(dest)
+    if base and base.get("source", "").rstrip("/") != source.url.rstrip("/"):
+        raise WrongUsage(
+            f"{dest.url} holds the nights of {base.get('source')}, and SOURCE is {source.url} now: "
+            "give each source a DEST of its own"
+        )
+    model = codec_model()
+    fingerprint = settings.fingerprint(model.identity)
+    base_id = base["run_id"] if base else None
+    begun = None if settings.fresh else state.unfinished_run(dest, fingerprint, base_id)
+    resumed = begun is not None
+    if not resumed:
+        begun = {
+            "run_id": state.new_run_id(), "fingerprint": fingerprint, "base": base_id, "fresh": settings.fresh,
+            "source": source.url, "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "settings": settings.parameters(),
+        }  # fmt: skip
+        state.write_json(dest, f"runs/{begun['run_id']}/work/settings.json", begun)
+    lease.owner = begun["run_id"]
+    night = night_of(settings, begun["run_id"], model.identity)
+    deadline = deadline_after(settings.deadline).astimezone(UTC) if settings.deadline else None
+    course = Course(
+        settings, source, dest, night, lease, stack, base, bool(begun.get("fresh")), resumed, begun["started"], deadline
+    )
+    if resumed:
+        with contextlib.suppress(NotFound):
+            course.events = dest.read(f"{night.folder}log.jsonl").decode().splitlines()
+        say(f"nightpress: going on with the unfinished run {night.run_id}")
+    course.log("resumed" if resumed else "begun", run=night.run_id, base=base_id, source=source.url, dest=dest.url)
+    return course
+
+
+def night_of(settings: RunSettings, run_id: str, model: str) -> Night:
+    """What workers need to know of the settings. model: id of the codec's model."""
+    target = settings.target
+    return Night(
+        run_id=run_id, source=open_store(settings.source).url, dest=open_store(settings.dest).url,
+        quality=settings.quality, metric=target.metric if target else None, target=target.value if target else None,
+        dedup=settings.dedup, denoise=settings.denoise == "auto", superres=settings.superres == "auto",
+        min_gain=settings.min_gain, max_pixels=settings.max_pixels, device=settings.device, model=model,
+    )  # fmt: skip
+
+
+# --- stages as Prefect tasks ---
+
+
+def worth_retrying(task, run, task_state) -> bool:
+    """Stores and connections come back; wrong usage, too many failures and lost leases do not."""
+    try:
+        task_state.result()
+    except (Unavailable, ConnectionError, TimeoutError):
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+def coarse(stage: str, label: str, body: Callable):
+    """Run `body()` as a Prefect task of its own name, tags and retries; its value."""
+    made = task(
+        name=stage, task_run_name=label, tags=["nightpress", stage], cache_policy=NO_CACHE, persist_result=False,
+        retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=worth_retrying,
+    )  # fmt: skip
+    return made(body)()
+
+
+@contextlib.contextmanager
+def stage_of(course: Course, stage: str, **facts) -> Iterator[dict]:
+    """Times a stage; its record goes into the manifest and the log."""
+    record = {"stage": stage, **facts}
+    before = time.monotonic()
+    course.log("stage begins", stage=stage, **facts)
+    yield record
+    record["seconds"] = round(time.monotonic() - before, 3)
+    course.stages.append(record)
+    course.log("stage ends", **record)
+    course.save_log()
+
+
+def do_shards(course: Course, step: Step, jobs: list[Job]) -> dict[str, pa.Table]:
+    """All shards of a stage: those whose file is there are read, the others done; table by shard.
+
+    Shards that the deadline left out are missing.
+    """
+    tables: dict[str, pa.Table] = {}
+    with stage_of(course, step.stage, shards=len(jobs), objects=sum(len(job.items) for job in jobs)) as record:
+        there = state.finished_shards(course.dest, course.night, step.stage) if course.resumed and jobs else set()
+        ready = [job.shard for job in jobs if job.shard in there]
+        for shard, table in state.read_shards(course.dest, course.night, step.stage, ready):
+            tables[shard] = table
+            if "status" in table.column_names:
+                course.count_failures(table)
+        left = [job for job in jobs if job.shard not in tables]
+        record |= {"resumed": len(ready), "busy_seconds": 0.0}
+        shown = Progress(step.stage, len(jobs))
+        if ready:
+            shown.advance(len(ready), "done before")
+        chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
+        for number, chunk in enumerate(chunks, 1):
+            if not course.may_start():
+                break
+            label = f"{step.stage} {number} of {len(chunks)}: shards {chunk[0].shard} to {chunk[-1].shard}"
+            coarse(step.stage, label, lambda chunk=chunk: do_chunk(course, step, chunk, tables, shown, record))
+        record["done"] = len(tables)
+    return tables
+
+
+def do_chunk(course: Course, step: Step, chunk: list[Job], tables: dict, shown: Progress, record: dict) -> None:
+    """The part of a stage that one Prefect task covers; a retry does what is not done yet."""
+    left = [job for job in chunk if job.shard not in tables]
+    bar = create_progress_artifact(0.0, key=f"{step.stage}-progress", description=f"{step.stage}, {len(chunk)} shards")
+    told = time.monotonic()
+    finished = len(chunk) - len(left)
+    for job, result in run_jobs(course.pool(), step, course.night, left, may_start=course.may_start):
+        table, seconds = result
+        tables[job.shard] = table
+        record["busy_seconds"] = round(record["busy_seconds"] + seconds, 3)
+        if "status" in table.column_names:
+            course.count_failures(table)
+        finished += 1
+        shown.advance()
+        if time.monotonic() - told > PROGRESS_EVERY:
+            told = time.monotonic()
+            update_progress_artifact(bar, 100.0 * finished / len(chunk))
+    update_progress_artifact(bar, 100.0 * finished / len(chunk))
+
+
+# --- the night ---
+
+
+def conduct(course: Course) -> dict:
+    """All stages in order; the manifest."""
+    night, dest = course.night, course.dest
+    with stage_of(course, "list") as record:
+        catalog = coarse("list", "read the catalog", lambda: state.read_catalog(dest, course.base))
+        listed = coarse("list", f"list {night.source}", lambda: the_listing(course, catalog))
+        record |= {"objects": listed.num_rows, "new": int((listed["shard"].to_numpy() >= 0).sum())}
+    course.total = listed.num_rows
+    gone = listing.vanished(listed, catalog)
+    known = listed["known"].to_numpy()
+    known = catalog.take(pa.array(np.concatenate([known[known >= 0], gone])))
+    say(
+        f"nightpress: run {night.run_id}: {listed.num_rows:,} objects, {record['new']:,} of them new or changed"
+        + (f", {len(gone):,} removed at SOURCE that come back from DEST" if len(gone) else "")
+    )
+    decided = CATALOG_SCHEMA.empty_table()
+    if record["new"]:
+        retry_failures(course)
+        facts = fingerprint(course, listed)
+        planned = the_plan(course, facts, known)
+        decided = press(course, planned, known)
+        decided = with_waiting(course, listed, decided)
+    return finish(course, listed, decided, catalog, gone)
+
+
+def the_listing(course: Course, catalog: pa.Table) -> pa.Table:
+    """The listing that this run goes by: written down once, read again when it is taken up."""
+    key = f"{course.night.folder}work/listing.parquet"
+    if course.resumed:
+        with contextlib.suppress(NotFound):
+            return state.read_table(course.dest, key)
+    settings = course.settings
+    infos = infos_of(settings, course.source)
+    listed = listing.list_source(infos, settings.selects, lambda n: say(f"list: {n:,} objects so far"))
+    compared = listing.compare(listed, catalog.slice(0, 0) if course.fresh else catalog, settings.max_objects)
+    table = listing.with_shards(compared, settings.shard_size)
+    state.write_table(course.dest, key, table)
+    return table
+
+
+def infos_of(settings: RunSettings, source: Store) -> Iterable[ObjectInfo]:
+    """What SOURCE, or the inventory that stands for it, lists."""
+    if not settings.inventory:
+        return source.list()
+    from tasks.inventory import read_inventory
+
+    return read_inventory(settings.inventory, source)
+
+
+def retry_failures(course: Course) -> None:
+    """After an abort for too many failures: forget the shards with failures that may have passed."""
+    key = f"{course.night.folder}work/aborted.json"
+    if not course.resumed or state.read_json(course.dest, key) is None:
+        return
+    for stage in ("fingerprint", "compress"):
+        names = sorted(state.finished_shards(course.dest, course.night, stage))
+        for shard, table in state.read_shards(course.dest, course.night, stage, names):
+            if pc.any(table["retry"]).as_py():
+                course.dest.delete(state.work_key(course.night, stage, shard))
+                course.dest.delete(f"{course.night.folder}work/plan.parquet")
+    course.dest.delete(key)
+
+
+def by_shard(rows: pa.Table, shard: np.ndarray) -> Iterator[tuple[int, list[dict]]]:
+    """(shard, rows as dicts) for the shards >= 0, in order."""
+    order = np.argsort(shard, kind="stable")
+    order = order[shard[order] >= 0]
+    if not order.size:
+        return
+    for part in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
+        yield int(shard[part[0]]), rows.take(pa.array(part)).to_pylist()
+
+
+def fingerprint(course: Course, listed: pa.Table) -> pa.Table:
+    """Rows of every new object that was reached, in CATALOG_SCHEMA, with the column `shard`."""
+    most = INSPECT_MEMORY * course.settings.max_pixels // 10
+    jobs = [
+        Job(f"{shard:06d}", items, min(most, INSPECT_MEMORY * max(item["size"] for item in items)))
+        for shard, items in by_shard(listed, listed["shard"].to_numpy())
+    ]
+    tables = do_shards(course, FINGERPRINT, jobs)
+    parts = []
+    for shard in sorted(tables):
+        table = tables[shard]
+        parts.append(table.append_column("shard", pa.array(np.full(len(table), int(shard), np.int32))))
+    empty = CATALOG_SCHEMA.append(pa.field("shard", pa.int32())).empty_table()
+    return pa.concat_tables(parts) if parts else empty
+
+
+def the_plan(course: Course, facts: pa.Table, known: pa.Table) -> pa.Table:
+    """Rows with duplicates decided (and, with a budget, qualities): written down before it is acted on."""
+    key = f"{course.night.folder}work/plan.parquet"
+    if course.resumed:
+        with contextlib.suppress(NotFound):
+            return state.read_table(course.dest, key)
+    with stage_of(course, "deduplicate", objects=facts.num_rows) as record:
+        rounds = iter(range(1_000_000))
+
+        def confirm(pairs: list[tuple[dict, dict]]) -> list[tuple[bool, float | None]]:
+            return look(course, pairs, look_step(next(rounds)), "n")
+
+        def decide() -> list[dict | None]:
+            return plan.find_duplicates(facts, known, course.settings.dedup, confirm)
+
+        found = decide() if course.settings.dedup == "near" else coarse("deduplicate", "find duplicates", decide)
+        record["duplicates"] = sum(one is not None for one in found)
+        planned = plan.with_columns(facts, found)
+    if course.settings.budget:
+        bring_model(course)
+        planned = share_budget(course, planned)
+    state.write_table(course.dest, key, planned)
+    return planned
+
+
+def look(course: Course, pairs: list[tuple[dict, dict]], step: Step, prefix: str) -> list[tuple[bool, float | None]]:
+    """Second looks at (keeper, member) pairs on the workers, in their order; those the deadline left out: no."""
+    items = plan.look_items(pairs)
+    size = max(1, min(8, len(items) // (4 * max(1, course.pool().width))))
+    jobs = []
+    for number, start in enumerate(range(0, len(items), size)):
+        part = items[start : start + size]
+        pixels = max((row["width"] or 0) * (row["height"] or 0) for i in part for row in [i["keeper"], *i["members"]])
+        jobs.append(Job(f"{prefix}{number:06d}", part, 40 * pixels))
+    answers = {}
+    for table in do_shards(course, step, jobs).values():
+        for row in table.to_pylist():
+            answers[row["keeper_key"], row["key"]] = (row["alike"], row["psnr"])
+    return [answers.get((keeper["key"], member["key"]), (False, None)) for keeper, member in pairs]
+
+
+def share_budget(course: Course, planned: pa.Table) -> pa.Table:
+    """What --budget gives each picture: rate points on the workers, allocation here."""
+    from tasks import budget
+
+    jobs = [
+        Job(f"{shard:06d}", items, max(plan.memory_of(item) for item in items))
+        for shard, items in picture_shards(planned)
+    ]
+    tables = do_shards(course, RATES, jobs)
+    points = pa.concat_tables(tables[shard] for shard in sorted(tables)) if tables else budget.SCHEMA.empty_table()
+    with stage_of(course, "plan", budget=str(course.settings.budget)) as record:
+        keys = planned["key"].to_pylist()
+        sizes = dict(zip(keys, planned["size"].to_pylist(), strict=True))
+        spent = coarse("plan", "share the budget", lambda: budget.share(points, course.settings.budget, sizes))
+        record |= spent.facts
+        planned = plan.with_columns(planned, [spent.changes.get(key) for key in keys])
+    return waiting(planned, ~pc.is_in(planned["key"], value_set=points["key"].combine_chunks()).to_numpy())
+
+
+def picture_shards(planned: pa.Table) -> list[tuple[int, list[dict]]]:
+    """(shard, rows) of what is to be compressed: status null."""
+    shard = np.where(pc.is_null(planned["status"]).to_numpy(), planned["shard"].to_numpy(), -1)
+    return list(by_shard(planned.drop_columns("shard"), shard))
+
+
+def press(course: Course, planned: pa.Table, known: pa.Table) -> pa.Table:
+    """Compress what stands for itself; look after the duplicates; compress those that have lost their keeper.
+
+    Final rows of everything in `planned`, sorted by key.
+    """
+    pictures = picture_shards(planned)
+    rows = planned.drop_columns("shard")
+    if pictures:
+        bring_model(course)
+        rows = compressed(course, rows, compress_step(), [(f"{shard:06d}", items) for shard, items in pictures])
+    rows = waiting(rows, np.ones(len(rows), bool))
+    rows = follow_keepers(course, rows, known, checked=False)
+    for attempt in (1, 2):
+        orphans = np.flatnonzero(pc.is_null(rows["status"]).to_numpy())
+        if not orphans.size:
+            break
+        alone = rows.take(pa.array(orphans))
+        changes: list = [None] * len(rows)
+        if course.settings.budget:
+            found = [{"status": "kept", "reason": NOT_PAID, "retry": True}] * len(alone)
+        else:
+            found = plan.find_duplicates(alone, CATALOG_SCHEMA.empty_table(), "exact", lambda pairs: [])
+        for place, change in zip(orphans.tolist(), found, strict=True):
+            changes[place] = change
+        rows = plan.with_columns(rows, changes)
+        alone = rows.take(pa.array(orphans))
+        items = alone.filter(pc.is_null(alone["status"])).to_pylist()
+        size = listing.SHARD_OBJECTS[0]
+        shards = [(f"{attempt}-{i // size:06d}", items[i : i + size]) for i in range(0, len(items), size)]
+        if shards:
+            rows = compressed(course, rows, compress_step(attempt), shards)
+        rows = waiting(rows, np.ones(len(rows), bool))
+        rows = follow_keepers(course, rows, known, checked=True)
+    lonely = pc.is_null(rows["status"]).to_pylist()
+    change = {"status": "kept", "reason": "its keeper could not be stored; the next night decides anew", "retry": True}
+    return plan.with_columns(rows, [change if alone else None for alone in lonely])
+
+
+def bring_model(course: Course) -> None:
+    """The codec's model under DEST, before the first bitstream that needs it."""
+    coarse("plan", f"copy model {course.night.model}", lambda: copy_model(course.dest, course.night.model))
+
+
+NOT_PAID = "it would come back too different from its keeper's bitstream, and the budget is spent"
+
+
+def compressed(course: Course, rows: pa.Table, step: Step, shards: list[tuple[str, list[dict]]]) -> pa.Table:
+    """The rows after a round of compression; what the deadline left out is as before."""
+    jobs = [Job(shard, items, max(plan.memory_of(item) for item in items)) for shard, items in shards]
+    tables = do_shards(course, step, jobs)
+    if not tables:
+        return rows
+    done = pa.concat_tables(tables[shard] for shard in sorted(tables))
+    others = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=done["key"].combine_chunks())))
+    merged = pa.concat_tables([others, done])
+    return merged.take(pc.sort_indices(merged, [("key", "ascending")]))
+
+
+def waiting(rows: pa.Table, among: np.ndarray) -> pa.Table:
+    """Rows without a status, where `among` says so, become `kept` until the next night."""
+    left = pc.is_null(rows["status"]).to_numpy() & among
+    change = {"status": "kept", "reason": WAITING, "retry": True, "denoised": False, "stored_bytes": 0}
+    return plan.with_columns(rows, [change if one else None for one in left.tolist()]) if left.any() else rows
+
+
+INHERITED = ("output_key", "output_offset", "output_length", "output_sha256", "codec", "model")
+STANDALONE = {
+    "status": None, "reason": None, "keeper_key": None, "duplicate_kind": None, "hamming_distance": None,
+    "psnr_source": None,
+}  # fmt: skip
+
+
+def follow_keepers(course: Course, rows: pa.Table, known: pa.Table, checked: bool) -> pa.Table:
+    """Duplicates take their keeper's place under DEST; without a keeper, or too far from its bitstream, status null.
+
+    `checked`: near duplicates have been compared with their keepers' bitstreams before.
+    """
+    copies = np.flatnonzero(pc.fill_null(pc.equal(rows["status"], "duplicate"), False).to_numpy())
+    if not copies.size:
+        return rows
+    members = rows.take(pa.array(copies)).to_pylist()
+    names = pa.array(sorted({member["keeper_key"] for member in members}))
+    keepers: dict[str, dict] = {}
+    for table in (known, rows):  # a key that is new again tonight replaces the one that was known
+        kept = table.filter(
+            pc.and_(
+                pc.is_in(table["key"], value_set=names), pc.is_in(table["status"], pa.array(["compressed", "kept"]))
+            )
+        )
+        keepers |= {keeper["key"]: keeper for keeper in kept.to_pylist()}
+    agreement = {} if checked else check_near(course, members, keepers)
+    changes: list = [None] * len(rows)
+    for place, member in zip(copies.tolist(), members, strict=True):
+        keeper = keepers.get(member["keeper_key"])
+        seen = agreement.get((member["keeper_key"], member["sha256"]))
+        if keeper is None or (seen and not (seen[0] and seen[1] is not None and seen[1] >= LEAST_PSNR)):
+            changes[place] = dict(STANDALONE)
+        elif keeper["status"] == "compressed":
+            inherited = {name: keeper[name] for name in INHERITED}
+            if seen:
+                inherited["psnr_source"] = seen[1]
+            elif member["duplicate_kind"] != "near":
+                inherited["psnr_source"] = keeper["psnr_source"]
+            changes[place] = inherited | {"denoised": False, "stored_bytes": 0}
+        else:
+            changes[place] = {"denoised": False, "stored_bytes": 0, "retry": bool(keeper["retry"])}
+    return plan.with_columns(rows, changes)
+
+
+def check_near(course: Course, members: list[dict], keepers: dict[str, dict]) -> dict:
+    """(keeper key, sha256) -> (compared, PSNR) for near duplicates of compressed keepers, each content once."""
+    pairs, asked = [], {}
+    for member in members:
+        keeper = keepers.get(member["keeper_key"])
+        mark = (member["keeper_key"], member["sha256"])
+        if member["duplicate_kind"] == "near" and keeper and keeper["status"] == "compressed" and mark not in asked:
+            asked[mark] = len(pairs)
+            pairs.append((keeper, member))
+    if not pairs:
+        return {}
+    answers = look(course, pairs, CHECK, "c")
+    return {mark: answers[place] for mark, place in asked.items()}
+
+
+def with_waiting(course: Course, listed: pa.Table, decided: pa.Table) -> pa.Table:
+    """The decided rows and, for new objects that the deadline left out, `kept` ones."""
+    new = listed.filter(pc.greater_equal(listed["shard"], 0))
+    left = new.filter(pc.invert(pc.is_in(new["key"], value_set=decided["key"].combine_chunks())))
+    change = {"status": "kept", "reason": WAITING, "retry": True}
+    rows = [listing.listed_row(course.night, item) | change for item in left.to_pylist()]
+    return pa.concat_tables([decided, state.table_of(rows, CATALOG_SCHEMA)])
+
+
+# --- the end ---
+
+
+def finish(course: Course, listed: pa.Table, decided: pa.Table, catalog: pa.Table, gone: np.ndarray) -> dict:
+    """Report, page, artifacts, then the manifest."""
+    night, dest = course.night, course.dest
+    with stage_of(course, "report") as record:
+        rows, whole = publish.whole_state(listed, decided, catalog, gone)
+        publish.check_state(whole)
+        about = coarse(
+            "report", "report and catalog", lambda: publish.write_tables(dest, night.run_id, rows, whole, course.source)
+        )
+        record["objects"] = rows.num_rows
+    report = publish.report_table(rows)
+    manifest = publish.manifest_of(
+        run_id=night.run_id, source=night.source, started=course.started,
+        finished=datetime.now(UTC).isoformat(timespec="milliseconds"), config=configuration(course.settings), rows=rows,
+        state=whole, removable=about, base=course.base["run_id"] if course.base else None,
+        models=sorted(set(filter(None, pc.unique(whole["model"]).to_pylist()))), stages=course.stages,
+        workers=course.workers.width if course.workers else 0, deadline_reached=course.late,
+    )  # fmt: skip
+    with stage_of(course, "page"):
+        coarse("report", "HTML page", lambda: write_page(course, report, manifest))
+        show_in_prefect(course, report, manifest)
+    course.lease.check()
+    manifest["finished"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+    try:
+        coarse("commit", f"commit {night.run_id}", lambda: publish.commit(dest, manifest))
+    except AlreadyExists:
+        raise WorkFailed(f"run {night.run_id} was committed by somebody else; nothing was overwritten") from None
+    course.log("committed", **{name: manifest[name] for name in ("objects", "source_bytes", "stored_bytes", "counts")})
+    course.save_log()
+    with contextlib.suppress(StoreError):  # what is left over is only litter
+        state.clear_work(dest, night)
+    if course.settings.strict and manifest["counts"]["failed"]:
+        raise FailedRows(manifest)
+    return manifest
+
+
+class FailedRows(Exception):
+    """The run is complete and committed, but --strict does not want its failed rows."""
+
+    def __init__(self, manifest: dict):
+        failed = manifest["counts"]["failed"]
+        super().__init__(f"--strict: {failed} objects failed; run {manifest['run_id']} is complete otherwise")
+        self.manifest = manifest
+
+
+def configuration(settings: RunSettings) -> dict:
+    """Every option's value, for the manifest."""
+    values = {one.name: getattr(settings, one.name) for one in dataclasses.fields(settings)}
+    return {
+        name: value if isinstance(value, str | int | float | bool | None) else
+        list(value) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+    }  # fmt: skip
+
+
+def write_page(course: Course, report: pa.Table, manifest: dict) -> None:
+    """The HTML page; drawn by a worker where there are any, since that loads the codec."""
+    from tasks import page
+
+    html, parts = None, (report, manifest, course.source, course.dest)
+    if course.workers and not course.workers.gpus:
+        from distributed import KilledWorker
+
+        with contextlib.suppress(KilledWorker):
+            html = course.workers.client.submit(page.build, *parts, pure=False).result()
+    publish.write_page(course.dest, manifest["run_id"], html or page.build(*parts))
+
+
+def show_in_prefect(course: Course, report: pa.Table, manifest: dict) -> None:
+    """Summary, the ten largest savings and the link, as artifacts of the flow run."""
+    words = summary.text(report, manifest)
+    create_markdown_artifact(f"```\n{words}\n```", key="nightpress-summary", description=f"run {manifest['run_id']}")
+    columns = ("key", "status", "source_bytes", "stored_bytes", "saved_bytes")
+    top = [{name: row.get(name) for name in columns} for row in summary.largest(report, 10)]
+    create_table_artifact(top, key="nightpress-largest-savings", description="The ten largest savings")
+    place = course.dest.place(f"{course.night.folder}report.html")
+    link = place if "://" in place else f"file://{place}"
+    create_link_artifact(link, key="nightpress-report", link_text="HTML report", description=place)
+
+
+# --- from the command line ---
+
+
+def run_night(settings: RunSettings) -> dict:
+    """The flow on a Prefect server of its own (or the one that PREFECT_API_URL names); the manifest.
+
+    Raises WorkFailed, WrongUsage, FailedRows.
+    """
+    with PrefectServer() as server:
+        return night_on(server, settings)
+
+
+def night_on(server: PrefectServer, settings: RunSettings) -> dict:
+    """The flow, recorded by a server that may still be starting."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.url()}):
+        try:
+            return nightly(**settings.parameters())
+        finally:  # what was recorded has to reach the server before it stops
+            APILogHandler().flush()
+            EventsWorker.drain_all()

@@ -1,0 +1,426 @@
+"""The options of a night: one frozen record, from flags, a TOML file or a Prefect deployment's parameters.
+
+Here: the options' names, types, ranges, defaults and clashes; which of them decide the results
+(`fingerprint`, by which an unfinished run is recognised). Carrying the options out is nightly.py's
+business, what a store's URL means is tasks/stores.py's.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import fnmatch
+import hashlib
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from flows.console import WrongUsage
+
+METRICS = ("psnr", "ms-ssim")
+EMBEDDINGS = ("copy", "classifier", "autoencoder")
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A quality to be met from above: `metric` psnr (dB) or ms-ssim (0..1)."""
+
+    metric: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        metric, equals, value = str(text).partition("=")
+        metric = metric.strip().lower().replace("_", "-").replace("msssim", "ms-ssim")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not equals or metric not in METRICS or number != number:
+            raise ValueError(f"{text!r} is not psnr=V or ms-ssim=V")
+        if metric == "psnr" and not 10 <= number <= 60:
+            raise ValueError(f"psnr={value} is outside 10..60 dB")
+        if metric == "ms-ssim" and not 0 < number < 1:
+            raise ValueError(f"ms-ssim={value} is not between 0 and 1")
+        return cls(metric, number)
+
+    def __str__(self) -> str:
+        return f"{self.metric}={self.value:g}" if self.metric == "psnr" else f"{self.metric}={self.value!r}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may store under DEST/objects: bytes, or percent of the compressed pictures' source bytes."""
+
+    bytes: int | None = None
+    percent: float | None = None
+
+    @classmethod
+    def parse(cls, value: str | int) -> "Budget":
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        text = str(value).strip()
+        match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*(%|[a-zA-Z]*)", text)
+        unit = match[2].lower() if match else None
+        if not match or (unit != "%" and unit not in UNITS):
+            raise ValueError(f"{text!r} is neither bytes (1500000, 1.5MB, 2GiB) nor a percentage (12%)")
+        number = float(match[1].replace("_", ""))
+        if unit == "%":
+            if not 0 < number <= 100:
+                raise ValueError(f"{text} is not between 0 and 100 percent")
+            return cls(percent=number)
+        if number * UNITS[unit] < 1:
+            raise ValueError(f"{text} is less than one byte")
+        return cls(bytes=round(number * UNITS[unit]))
+
+    def limit(self, source_bytes: int) -> int:
+        """Bytes allowed when the pictures to be compressed have `source_bytes` at SOURCE."""
+        return self.bytes if self.percent is None else int(source_bytes * self.percent / 100)
+
+    def __str__(self) -> str:
+        return str(self.bytes) if self.percent is None else f"{self.percent:g}%"
+
+
+def deadline_after(text: str, now: datetime | None = None) -> datetime:
+    """The moment that `--deadline` names, time zone aware.
+
+    `HH:MM[:SS]` is its next occurrence after `now` in local time, or in the zone named after it
+    (`06:30 Europe/Lisbon`); anything else is ISO 8601, local where it carries no offset. ValueError where
+    it is neither.
+    """
+    now = (now or datetime.now()).astimezone()
+    clock = re.fullmatch(r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s+(\S+))?", text.strip())
+    if not clock:
+        try:
+            moment = datetime.fromisoformat(text.strip())
+        except ValueError:
+            raise ValueError(f"{text!r} is neither HH:MM nor an ISO time such as 2026-01-31T06:00") from None
+        return moment.astimezone()
+    if clock[4]:
+        try:
+            zone = ZoneInfo(clock[4])
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"{clock[4]!r} is no time zone that this machine knows") from None
+        now = now.astimezone(zone)
+    hour, minute, second = int(clock[1]), int(clock[2]), int(clock[3] or 0)
+    if hour > 23 or minute > 59 or second > 59:
+        raise ValueError(f"{text!r} is no time of day")
+    # Naive arithmetic, late conversion: the wall clock is what is asked for, whatever the zone's offset then.
+    wall = now.replace(tzinfo=None)
+    moment = wall.replace(hour=hour, minute=minute, second=second, microsecond=0)
+    if moment <= wall:
+        moment += timedelta(days=1)
+    return moment.replace(tzinfo=now.tzinfo) if clock[4] else moment.astimezone()
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What `nightpress run` was asked to do. Fields are the options of the contract, `-` as `_`.
+
+    Exactly one of quality, target and budget is set (`target` ms-ssim=0.98 when none was given).
+    Construction checks ranges and clashes and raises WrongUsage; `from_args` and `from_parameters` also
+    refuse places that overlap.
+    """
+
+    source: str
+    dest: str
+    quality: float | None = None  # 0..100
+    target: Target | None = None
+    budget: Budget | None = None
+    dedup: str = "near"  # off, exact, near
+    dedup_embedding: str | None = None  # copy, classifier, autoencoder, FILE.onnx
+    denoise: str = "auto"  # off, auto
+    superres: str = "off"  # off, auto
+    min_gain: float = 10.0  # percent of the source bytes; below it the original is kept
+    max_pixels: int = 200_000_000
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    max_objects: int | None = None
+    deadline: str | None = None  # as given; deadline_after(text) when the run starts
+    max_failed: float = 50.0  # percent of the objects read
+    workers: int | None = None  # None: as many as there are cores
+    device: str = "auto"  # auto, cpu, cuda
+    dask: str | None = None  # scheduler address
+    shard_size: int | None = None  # objects in a shard; None: chosen by the size of the bucket
+    inventory: str | None = None  # manifest.json of an S3 Inventory, listed instead of SOURCE
+    dry_run: bool = False
+    fresh: bool = False
+    strict: bool = False
+
+    def __post_init__(self):
+        if self.quality is None and self.target is None and self.budget is None:
+            object.__setattr__(self, "target", Target("ms-ssim", 0.98))
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, value in values.items():
+            check_range(name, value, option(name))
+        given = {name: value for name, value in values.items() if value not in (None, False, ())}
+        refuse_clashes(given, option)
+        if self.dedup_embedding and self.dedup != "near":
+            raise WrongUsage(
+                f"--dedup {self.dedup} and --dedup-embedding {self.dedup_embedding} exclude each other: "
+                "embeddings propose near duplicates; use --dedup near or leave --dedup-embedding out"
+            )
+        if self.deadline is not None:
+            try:
+                deadline_after(self.deadline)
+            except ValueError as error:
+                raise WrongUsage(f"--deadline: {error}") from None
+
+    @classmethod
+    def from_parameters(cls, parameters: dict, where: str = "parameters") -> "RunSettings":
+        """From option names (`min_gain` or `min-gain`) and values as TOML, JSON or flags write them.
+
+        None stands for "not given". WrongUsage names the option, the value and `where` it stood.
+        """
+        values = converted(parameters, lambda name: f"{name} in {where}")
+        for name in ("source", "dest"):
+            if name not in values:
+                raise WrongUsage(f"{where}: {name} is missing")
+        settings = cls(**values)
+        settings.refuse_overlap()
+        return settings
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "RunSettings":
+        """From parsed arguments of `add_arguments`; explicit flags go before the --config file's keys."""
+        settings = cls(**merged(args))
+        settings.refuse_overlap()
+        return settings
+
+    def refuse_overlap(self) -> None:
+        """WrongUsage where SOURCE and DEST share objects: the night would compress its own output."""
+        from tasks.stores import overlap
+
+        if overlap(self.source, self.dest):
+            raise WrongUsage(
+                f"SOURCE {self.source} and DEST {self.dest} overlap; "
+                "choose a DEST that neither lies within SOURCE nor contains it"
+            )
+
+    def parameters(self) -> dict:
+        """JSON-able form: every option that differs from its default, as `from_parameters` reads it back."""
+        out = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if isinstance(value, Target | Budget):
+                value = str(value)
+            out[field.name] = list(value) if isinstance(value, tuple) else value
+        return out
+
+    def fingerprint(self, *more: str) -> str:
+        """16 hex digits over what decides the results; `more`: model ids and the like that do so too.
+
+        Left out: WITHOUT_INFLUENCE.
+        """
+        chosen = self.parameters()
+        for name in WITHOUT_INFLUENCE:
+            chosen.pop(name, None)
+        chosen["source"] = self.source.rstrip("/")
+        if self.dedup_embedding and self.dedup_embedding not in EMBEDDINGS:
+            try:
+                network = Path(self.dedup_embedding).read_bytes()
+                chosen["dedup_embedding"] = hashlib.sha256(network).hexdigest()
+            except OSError:
+                pass  # the path stands in the hash; whoever loads the network says that it is not there
+        canonical = json.dumps([chosen, list(more)], sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def selects(self, key: str) -> bool:
+        """Whether --include and --exclude let `key` (relative to SOURCE) in.
+
+        Shell patterns over the whole key, case-sensitive, `*` crosses slashes (as in the AWS command line).
+        With --include only matching keys enter; --exclude takes away from those.
+        """
+        if self.include and not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.include):
+            return False
+        return not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.exclude)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(RunSettings)}
+CHOICES = {
+    "dedup": ("off", "exact", "near"),
+    "denoise": ("off", "auto"),
+    "superres": ("off", "auto"),
+    "device": ("auto", "cpu", "cuda"),
+}
+RANGES = {  # inclusive
+    "quality": (0, 100),
+    "min_gain": (0, 100),
+    "max_failed": (0, 100),
+    "max_pixels": (1, 10**12),
+    "max_objects": (1, 10**12),
+    "workers": (1, 4096),
+    "shard_size": (1, 100_000),
+}
+WHOLE = ("max_pixels", "max_objects", "workers", "shard_size")
+SWITCHES = ("dry_run", "fresh", "strict")
+# Only decide when and where the work is done; DEST is where fingerprints are compared.
+WITHOUT_INFLUENCE = ("dest", "workers", "device", "dask", "deadline", "max_failed", *SWITCHES)
+# Within one layer (flags, or the file) two of a group are a clash; a flag silences the file's whole group.
+EXCLUSIVE = (("quality", "target", "budget"), ("workers", "dask"), ("dry_run", "fresh"))
+
+
+def option(name: str) -> str:
+    """The flag (or positional) that sets a field, as the person typed it."""
+    return name.upper() if name in ("source", "dest") else "--" + name.replace("_", "-")
+
+
+def check_range(name: str, value, label: str) -> None:
+    if value is None:
+        return
+    if name in ("source", "dest") and not (isinstance(value, str) and value.strip()):
+        raise WrongUsage(f"{label}: {value!r} is neither s3://bucket/prefix nor a folder")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise WrongUsage(f"{label}: {value!r} is not one of {', '.join(CHOICES[name])}")
+    if name in RANGES:
+        low, high = RANGES[name]
+        if not low <= value <= high:
+            raise WrongUsage(f"{label}: {value:g} is outside {low}..{high}")
+    if name == "dedup_embedding" and value not in EMBEDDINGS and not value.endswith(".onnx"):
+        raise WrongUsage(f"{label}: {value!r} is neither {', '.join(EMBEDDINGS)} nor a FILE.onnx")
+
+
+def refuse_clashes(given: dict, label) -> None:
+    """WrongUsage naming both arguments where two members of an exclusive group are in `given`."""
+    for group in EXCLUSIVE:
+        present = [name for name in group if name in given]
+        if len(present) > 1:
+            pair = " and ".join(label(name) for name in present)
+            raise WrongUsage(f"{pair} exclude each other; give one of them")
+
+
+def converted(raw: dict, label) -> dict:
+    """Option values of one layer in their own types; None entries dropped, WrongUsage with `label(name)`."""
+    out = {}
+    for spelled, value in raw.items():
+        name = spelled.replace("-", "_")
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(FIELDS)}"
+            raise WrongUsage(f"{label(spelled)}: no such option{hint}")
+        if value is None:
+            continue
+        try:
+            out[name] = convert(name, value)
+        except (ValueError, TypeError) as error:
+            raise WrongUsage(f"{label(spelled)}: {error}") from None
+        if out[name] is None:
+            del out[name]
+        else:
+            check_range(name, out[name], label(spelled))
+    refuse_clashes({k: v for k, v in out.items() if v is not False}, label)
+    return out
+
+
+def convert(name: str, value):
+    """One option's value in its field's type; ValueError in words where it cannot be."""
+    if name == "target":
+        return value if isinstance(value, Target) else Target.parse(value)
+    if name == "budget":
+        return value if isinstance(value, Budget) else Budget.parse(value)
+    if name in ("include", "exclude"):
+        patterns = (value,) if isinstance(value, str) else tuple(value)
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise ValueError(f"{value!r} is not a list of patterns")
+        return patterns
+    if name in SWITCHES:
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is neither true nor false")
+        return value
+    if name in WHOLE:
+        number = float(str(value).replace("_", "").replace(",", "")) if not isinstance(value, bool) else 0.5
+        if number != int(number):
+            raise ValueError(f"{value!r} is not a whole number")
+        return int(number)
+    if name in RANGES:
+        if isinstance(value, bool):
+            raise ValueError(f"{value!r} is not a number")
+        number = float(value.strip().removesuffix("%") if isinstance(value, str) else value)
+        if number != number:
+            raise ValueError(f"{value!r} is not a number")
+        return number
+    if name in CHOICES and value is False:  # `dedup = off` read by a YAML parser
+        return "off"
+    if isinstance(value, datetime):  # TOML has times of its own
+        return value.isoformat()
+    if name == "deadline" and not isinstance(value, str) and hasattr(value, "isoformat"):
+        return value.isoformat("minutes")
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    if name == "dedup_embedding" and value in ("none", "off", ""):
+        return None
+    return value
+
+
+def merged(args: argparse.Namespace) -> dict:
+    """Field values of the flags over those of the --config file; WrongUsage for clashes within either."""
+    flags = converted({name: getattr(args, name, None) for name in FIELDS}, option)
+    if not getattr(args, "config", None):
+        return flags
+    try:
+        with open(args.config, "rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise WrongUsage(f"--config {args.config}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise WrongUsage(f"--config {args.config} is not TOML: {error}") from None
+    file_values = converted(content, lambda name: f"{name} in {args.config}")
+    for group in EXCLUSIVE:
+        if any(name in flags for name in group):
+            for name in group:
+                file_values.pop(name, None)
+    return file_values | flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """SOURCE, DEST, --config and every option of a run; absent ones stay None so that a file can set them."""
+    parser.add_argument("source", metavar="SOURCE", help="s3://bucket/prefix or a folder; only ever read")
+    parser.add_argument("dest", metavar="DEST", help="s3://bucket/prefix or a folder for the results")
+    parser.add_argument("--config", metavar="FILE.toml", help="options as keys (min_gain = 5); flags win")
+    add = parser.add_argument_group
+    rate = add("how good or how small, one of (default --target ms-ssim=0.98)")
+    rate.add_argument("--quality", metavar="Q", help="codec quality, 0..100")
+    rate.add_argument("--target", metavar="METRIC=V", help="psnr=V or ms-ssim=V, met from above")
+    rate.add_argument(
+        "--budget", metavar="BYTES|PERCENT%", help="what the run may store: 20GB, or 12%% of the source bytes"
+    )
+    steps = add("steps")
+    steps.add_argument("--dedup", metavar="off|exact|near", help="default near")
+    steps.add_argument(
+        "--dedup-embedding",
+        metavar="copy|classifier|autoencoder|FILE.onnx",
+        help="also propose duplicates by an embedding (default none)",
+    )
+    steps.add_argument("--denoise", metavar="off|auto", help="clean noisy pictures (default auto)")
+    steps.add_argument("--superres", metavar="off|auto", help="enlarge small pictures (default off)")
+    steps.add_argument("--min-gain", metavar="PERCENT", help="keep originals below this saving (default 10)")
+    steps.add_argument("--max-pixels", metavar="N", help="larger pictures fail (default 200,000,000)")
+    choice = add("which objects")
+    choice.add_argument(
+        "--include", metavar="GLOB", action="append", help="only matching keys; * crosses /; repeatable"
+    )
+    choice.add_argument("--exclude", metavar="GLOB", action="append", help="not these keys; repeatable")
+    choice.add_argument("--max-objects", metavar="N", help="the first N keys in order")
+    choice.add_argument("--inventory", metavar="URL", help="manifest.json of an S3 Inventory, as the listing")
+    limits = add("limits")
+    limits.add_argument(
+        "--deadline", metavar="TIME", help='HH:MM (the next), "HH:MM Zone/Name" or ISO: commit what is done'
+    )
+    limits.add_argument("--max-failed", metavar="PERCENT", help="abort without a commit above (default 50)")
+    limits.add_argument("--strict", action="store_true", default=None, help="exit 3 if any row failed")
+    limits.add_argument("--dry-run", action="store_true", default=None, help="estimate from a sample only")
+    limits.add_argument(
+        "--fresh", action="store_true", default=None, help="forget the unfinished run and the catalog's skips"
+    )
+    place = add("where it is computed")
+    place.add_argument("--workers", metavar="N", help="local worker processes (default: one a core)")
+    place.add_argument("--device", metavar="auto|cpu|cuda", help="default auto")
+    place.add_argument("--dask", metavar="ADDRESS", help="an existing Dask scheduler, not local workers")
+    place.add_argument("--shard-size", metavar="N", help="objects a shard (default: by the bucket's size)")

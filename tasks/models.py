@@ -1,0 +1,65 @@
+"""The codec's model as the night handles it: which file it is, and its copy under DEST/models.
+
+Knows files and hashes only and loads no network: a night with nothing to do must not pay for one. The rule for which
+file is the default one is codec/coder.py's.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import codec
+from tasks.stores import AlreadyExists, Store
+
+VARIABLE = "NIGHTPRESS_CODEC"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """identity: the first 16 hex digits of the file's sha256, as bitstreams name it."""
+
+    identity: str
+    path: Path
+
+
+class NoModel(Exception):
+    """The package holds no trained codec."""
+
+
+def codec_model() -> ModelFile:
+    """The model to compress with: the file that $NIGHTPRESS_CODEC names, else the package's. Raises NoModel."""
+    return _codec_model(os.environ.get(VARIABLE))
+
+
+@cache
+def _codec_model(named: str | None) -> ModelFile:
+    if named:
+        try:
+            return ModelFile(identity_of(Path(named)), Path(named))
+        except OSError as error:
+            raise NoModel(f"${VARIABLE} names {named}: {error.strerror}") from None
+    folder = Path(codec.__file__).parent / "weights"
+    found = sorted(folder.glob("codec*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise NoModel(f"no trained model in {folder}; train one with `nightpress train codec` and put it there")
+    return ModelFile(identity_of(found[-1]), found[-1])
+
+
+def identity_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def copy_model(dest: Store, identity: str) -> None:
+    """Put the model under DEST/models, before the first bitstream that needs it."""
+    key = f"models/{identity}.safetensors"
+    model = codec_model()
+    if model.identity != identity:
+        raise NoModel(f"this run began with model {identity}, the installation has {model.identity} now")
+    if dest.exists(key):
+        return
+    try:
+        dest.write(key, model.path.read_bytes(), content_type="application/octet-stream")
+    except AlreadyExists:
+        pass

@@ -1,0 +1,215 @@
+"""Decide: which pictures are copies of which, and what is left to be compressed.
+
+Works on tables of the whole night (rows of inspect.py, the catalog), on the coordinator; the second looks that it
+asks for run on workers. Rules: duplicates.py; grouping and pair search: groups.py, pairs.py; the budget's rates:
+rates.py.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.duplicates import candidates, keeper_rank, keeper_reason, pairs_between, settle
+from tasks.fingerprint import hex_to_codes
+
+NEAR_DISTANCE = 7  # bits of pHash within which every pair is found and looked at
+RANKED = (
+    "key", "width", "height", "format", "true_pixels", "source_bytes", "exif_bytes", "modified", "error", "status",
+    "sha256", "pixel_sha256", "colour_sha256", "phash", "etag", "size", "at_source", "output_key", "output_offset",
+    "output_length",
+)  # fmt: skip
+MEMBERS = 32  # of one keeper in one item of second looks
+BYTES_PER_PIXEL = 90  # memory that a picture takes at its worst while it is compressed
+FAN = 32  # known keepers with one and the same hash that a new picture is held against
+
+Confirm = Callable[[list[tuple[dict, dict]]], list[tuple[bool, float | None]]]
+
+
+def find_duplicates(new: pa.Table, known: pa.Table, dedup: str, confirm: Confirm) -> list[dict | None]:
+    """For each row of `new`: None, or what makes it a duplicate (columns to set).
+
+    new: rows of this night, status null (pictures) or `kept` (sound, but not carried by the codec: exact copies
+    only). known: rows of earlier nights that stay, status compressed or kept; they remain keepers. dedup: off,
+    exact or near; pixel-equal pictures are found from `exact` on. confirm: the second look, on (keeper, member)
+    pairs -> (alike, psnr). The outcome does not depend on the order of rows.
+    """
+    n = new.num_rows
+    found: list[dict | None] = [None] * n
+    if dedup == "off" or not n:
+        return found
+    rows = new.select(list(RANKED)).to_pylist()
+    held = known.filter(pc.is_in(known["status"], pa.array(["compressed", "kept"])))
+    earlier = Earlier(held)
+    standing = [i for i in range(n) if rows[i]["status"] is None or rows[i]["status"] == "kept"]
+    copy_of: dict[int, int] = {}
+
+    def by_value(kind: str, value: Callable[[dict], object], among: list[int]) -> list[int]:
+        groups: dict[object, list[int]] = {}
+        for i in among:
+            groups.setdefault(value(rows[i]), []).append(i)
+        left = groups.pop(None, [])
+        for mark in groups:
+            members = groups[mark]
+            keeper = earlier.keeper(kind, mark)
+            if keeper is None:
+                best = min(members, key=lambda i: keeper_rank(rows[i]))
+                left.append(best)
+                for i in members:
+                    if i != best:
+                        copy_of[i] = best
+                        found[i] = made_duplicate(rows[best], rows[i], kind, 0)
+            else:
+                for i in members:
+                    found[i] = made_duplicate(keeper, rows[i], kind, 0)
+        return sorted(left)
+
+    standing = by_value("exact", lambda row: row["sha256"], standing)
+    pictures = [i for i in standing if rows[i]["status"] is None]
+    pictures = by_value("pixel", pixels, pictures)
+    if dedup == "near":
+        pictures = [i for i in pictures if rows[i]["phash"]]
+        for i, duplicate in near_duplicates([rows[i] for i in pictures], earlier, confirm).items():
+            found[pictures[i]] = duplicate
+    for i in copy_of:  # copies of what has become a copy itself belong to that one's keeper
+        top = copy_of[i]
+        while top in copy_of:
+            top = copy_of[top]
+        if found[top] is not None:
+            found[i] = found[top] | {"reason": f"the same as {rows[top]['key']}, which is: {found[top]['reason']}"}
+        elif copy_of[i] != top:
+            found[i] = made_duplicate(rows[top], rows[i], "pixel", 0)
+    return found
+
+
+def pixels(row: dict):
+    """What pixel duplicates have in common: pixels, and how their numbers are to be seen."""
+    return (row["pixel_sha256"], row["colour_sha256"]) if row["pixel_sha256"] else None
+
+
+class Earlier:
+    """The keepers of earlier nights, found by content."""
+
+    def __init__(self, held: pa.Table):
+        self.held = held
+        compressed = pc.equal(held["status"], "compressed").to_numpy()
+        self.order = np.argsort(~compressed, kind="stable")  # a keeper whose bitstream is here goes first
+        self.by: dict[str, dict] = {}
+
+    def keeper(self, kind: str, mark) -> dict | None:
+        if kind not in self.by:
+            names = ["sha256"] if kind == "exact" else ["pixel_sha256", "colour_sha256"]
+            columns = [self.held[name].to_pylist() for name in names]
+            table: dict = {}
+            for place in self.order:
+                value = columns[0][place] if kind == "exact" else tuple(column[place] for column in columns)
+                if columns[0][place]:
+                    table.setdefault(value, int(place))
+            self.by[kind] = table
+        place = self.by[kind].get(mark)
+        return None if place is None else self.row(place)
+
+    def row(self, place: int) -> dict:
+        row = self.held.select(list(RANKED)).slice(place, 1).to_pylist()[0]
+        return row | {"earlier_keeper": True}
+
+    def hashed(self) -> tuple[np.ndarray, np.ndarray]:
+        """(places, pHash codes) of keepers that have one; of equal codes at most FAN, compressed ones first."""
+        usable = pc.is_valid(self.held["phash"]).to_numpy()
+        places = self.order[usable[self.order]]
+        if not places.size:
+            return places, np.empty(0, np.uint64)
+        codes = hex_to_codes(self.held["phash"].take(pa.array(places)).to_pylist())
+        by_code = np.argsort(codes, kind="stable")
+        starts = np.flatnonzero(np.r_[True, np.diff(codes[by_code]) != 0])
+        nth = np.arange(len(codes)) - np.repeat(starts, np.diff(np.r_[starts, len(codes)]))
+        chosen = np.sort(by_code[nth < FAN])
+        return places[chosen], codes[chosen]
+
+
+def near_duplicates(rows: list[dict], earlier: Earlier, confirm: Confirm) -> dict[int, dict]:
+    """Place in `rows` -> what makes it a near duplicate, by pHash within NEAR_DISTANCE and the second look."""
+    if not rows:
+        return {}
+    n = len(rows)
+    codes = hex_to_codes([row["phash"] for row in rows])
+    rank = [keeper_rank(row) for row in rows]
+    within = candidates(codes, rank, NEAR_DISTANCE)
+    places, known_codes = earlier.hashed()
+    i, k, d = pairs_between(codes, known_codes, NEAR_DISTANCE) if places.size else (np.empty(0, np.int64),) * 3
+    keepers = {int(one): earlier.row(int(places[one])) for one in np.unique(k)}
+    used = np.array(sorted(keepers), np.int64)
+    pairs = (
+        np.concatenate([within[0], n + np.searchsorted(used, k)]),
+        np.concatenate([within[1], i]),
+        np.concatenate([within[2], d]),
+    )
+    everyone = rows + [keepers[int(one)] for one in used]
+    ranks = rank + [keeper_rank(row) for row in everyone[n:]]
+    agreement: dict[tuple[int, int], float | None] = {}
+
+    def second_look(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+        pairs = list(zip(better.tolist(), worse.tolist(), strict=True))
+        # Restore gives the keeper's colour profile: pixels that are to be seen otherwise are no copy.
+        asked = [(a, b) for a, b in pairs if everyone[a]["colour_sha256"] == everyone[b]["colour_sha256"]]
+        seen = confirm([(everyone[a], everyone[b]) for a, b in asked]) if asked else []
+        agreement.update({pair: value for pair, (_, value) in zip(asked, seen, strict=True)})
+        alike = {pair for pair, (same, _) in zip(asked, seen, strict=True) if same}
+        return np.array([pair in alike for pair in pairs], bool)
+
+    keeper = settle(len(everyone), ranks, pairs, second_look)
+    all_codes = np.concatenate([codes, known_codes[used]])
+    found = {}
+    for member in np.flatnonzero(keeper[:n] >= 0).tolist():
+        place = int(keeper[member])
+        apart = int(all_codes[member] ^ all_codes[place]).bit_count()
+        found[member] = made_duplicate(everyone[place], rows[member], "near", apart)
+        found[member]["psnr_source"] = agreement.get((place, member))
+    return found
+
+
+def made_duplicate(keeper: dict, member: dict, kind: str, apart: int) -> dict:
+    return {
+        "status": "duplicate", "keeper_key": keeper["key"], "duplicate_kind": kind, "hamming_distance": apart,
+        "reason": f"{WORDS[kind]} {keeper['key']}, which stays: {keeper_reason(keeper, member)}",
+    }  # fmt: skip
+
+
+WORDS = {"exact": "same bytes as", "pixel": "same pixels as", "near": "looks the same as"}
+
+
+NEEDED = ("key", "etag", "at_source", "output_key", "output_offset", "output_length", "width", "height", "size")
+
+
+def look_items(pairs: list[tuple[dict, dict]]) -> list[dict]:
+    """(keeper row, member row) pairs, as items of at most MEMBERS members of one keeper, in order of keys."""
+    by_keeper: dict[str, tuple[dict, list[dict]]] = {}
+    for keeper, member in pairs:
+        slim = {name: member.get(name) for name in NEEDED}
+        by_keeper.setdefault(keeper["key"], ({name: keeper.get(name) for name in NEEDED}, []))[1].append(slim)
+    out = []
+    for key in sorted(by_keeper):
+        keeper, members = by_keeper[key]
+        members.sort(key=lambda row: row["key"])
+        for start in range(0, len(members), MEMBERS):
+            out.append({"keeper": keeper, "members": members[start : start + MEMBERS]})
+    return out
+
+
+def with_columns(table: pa.Table, changes: list[dict | None]) -> pa.Table:
+    """The table with the changed columns of each row set; null clears."""
+    names = sorted({name for change in changes if change for name in change})
+    for name in names:
+        column = table[name].to_pylist()
+        for place, change in enumerate(changes):
+            if change and name in change:
+                column[place] = change[name]
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), pa.array(column, table.schema.field(at).type))
+    return table
+
+
+def memory_of(row: dict) -> int:
+    """Bytes of memory that compressing this picture takes at its worst, about."""
+    return (row["size"] or 0) + BYTES_PER_PIXEL * (row["width"] or 0) * (row["height"] or 0)

@@ -1,0 +1,228 @@
+"""Encode and decode in megapixels per second, paired with Pillow's AVIF at about equal PSNR, and time by stage.
+
+    python tests/bench/bench_codec.py --image photo.png --sizes 0.4,2,24 --precisions float32,bfloat16 --repeat 3
+
+Every figure is for a whole picture: from pixels in memory to bytes, and back to pixels. The codec and AVIF (speed 6)
+take turns in one run; the best of the repeats counts. AVIF's quality is chosen so that its PSNR is the nearest to ours.
+Without --image, pictures are tiled from the photographs in scikit-image's wheel.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import sys
+import time
+
+import numpy as np
+
+
+def picture_of(megapixels: float, source):
+    """A 3:2 RGB picture of that size: the source's photographs enlarged at most twice, side by side."""
+    from PIL import Image
+
+    height = round(math.sqrt(megapixels * 1e6 / 1.5))
+    width = round(1.5 * height)
+    canvas = Image.new("RGB", (width, height))
+    top = row = 0
+    while top < height:
+        left, number, tallest = 0, row, height
+        while left < width:
+            part = source[number % len(source)]
+            canvas.paste(part, (left, top))
+            left += part.width
+            tallest = min(tallest, part.height)
+            number += 1
+        top += tallest
+        row += 1
+    return canvas
+
+
+def photographs(path: str | None) -> list:
+    from PIL import Image
+
+    if path:
+        return [Image.open(path).convert("RGB")]
+    from skimage import data
+
+    return [Image.fromarray(getattr(data, name)()[..., :3]) for name in ("astronaut", "coffee", "chelsea", "rocket")]
+
+
+def best(function, repeat: int) -> tuple[float, object]:
+    """(shortest seconds, the function's value)"""
+    shortest, value = math.inf, None
+    for _ in range(repeat):
+        begun = time.perf_counter()
+        value = function()
+        shortest = min(shortest, time.perf_counter() - begun)
+    return shortest, value
+
+
+def avif_near(image, wanted: float, repeat: int) -> dict:
+    """AVIF at speed 6 with the quality whose PSNR is nearest to `wanted`: seconds, bytes, PSNR."""
+    from PIL import Image
+
+    from codec.metrics import psnr
+
+    def encode(quality: int) -> bytes:
+        out = io.BytesIO()
+        image.save(out, "AVIF", quality=quality, speed=6, subsampling="4:2:0")
+        return out.getvalue()
+
+    def decode(data: bytes):
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+    small = image if image.width * image.height <= 500_000 else image.crop((0, 0, 700, 700))
+    low, high = 0, 100
+    while low < high:  # on a part: PSNR rises with quality
+        middle = (low + high) // 2
+        out = io.BytesIO()
+        small.save(out, "AVIF", quality=middle, speed=10)
+        low, high = (middle + 1, high) if psnr(small, decode(out.getvalue())) < wanted else (low, middle)
+    encode_seconds, data = best(lambda: encode(low), repeat)
+    decode_seconds, shown = best(lambda: decode(data), repeat)
+    return {
+        "quality": low, "encode_s": encode_seconds, "decode_s": decode_seconds, "bytes": len(data),
+        "psnr": psnr(image, shown),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def stopwatches(model, spent: dict):
+    """Adds up the time inside the networks' and the entropy coder's functions while it is open."""
+    import torch
+
+    from codec import coder, entropy
+
+    places = {
+        (type(model), "analysis"): "analysis",
+        (type(model), "hyper_analysis"): "hyper and quantise",
+        (type(model), "round"): "hyper and quantise",
+        (type(model), "index_features"): "indices",
+        (type(model), "bins_first"): "indices",
+        (type(model), "bins_second"): "indices",
+        (type(model), "mean_features"): "means",
+        (type(model), "mean_first"): "means",
+        (type(model), "mean_second"): "means",
+        (type(model), "synthesis"): "synthesis",
+        (coder, "_planes"): "pixels",
+        (coder, "_gather"): "pixels",
+        (entropy, "encode"): "entropy encode",
+        (entropy, "checksum"): "checksum",
+        (entropy.Decoder, "read"): "entropy decode",
+    }
+    plain = {place: getattr(*place) for place in places}
+
+    def timed(function, stage):
+        def call(*args, **kwargs):
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if model.log_gain.is_cuda:
+                    torch.cuda.synchronize()
+                spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - begun
+
+        return call
+
+    for (owner, name), stage in places.items():
+        setattr(owner, name, timed(plain[owner, name], stage))
+    try:
+        yield
+    finally:
+        for (owner, name), function in plain.items():
+            setattr(owner, name, function)
+
+
+def measure(image, model, level: int, repeat: int) -> dict:
+    from codec.coder import decode, prepare
+    from codec.metrics import psnr
+
+    prepare(image.crop((0, 0, 64, 64)), model).code(level)  # kernels compiled and loaded
+    encode_seconds, data = best(lambda: prepare(image, model).code(level), repeat)
+    decode_seconds, shown = best(lambda: decode(data, model=model), repeat)
+    encoding, decoding = {}, {}
+    with stopwatches(model, encoding):
+        prepare(image, model).code(level)
+    with stopwatches(model, decoding):
+        decode(data, model=model)
+    return {
+        "encode_s": encode_seconds, "decode_s": decode_seconds, "bytes": len(data), "psnr": psnr(image, shown),
+        "encode_stages": encoding, "decode_stages": decoding,
+    }  # fmt: skip
+
+
+def measure_batch(image, model, level: int, count: int, repeat: int) -> dict:
+    from codec.coder import decode_batch, encode_batch
+
+    images = [image] * count
+    encode_seconds, files = best(lambda: encode_batch(images, level / 10, model=model), repeat)
+    decode_seconds, _ = best(lambda: decode_batch(files, model=model), repeat)
+    return {"encode_s": encode_seconds / count, "decode_s": decode_seconds / count}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", help="photograph to tile (default: those in scikit-image)")
+    parser.add_argument("--model", help="model file (default: the package's)")
+    parser.add_argument("--sizes", default="0.4,2", help="megapixels (default 0.4,2; the stated figures add 24)")
+    parser.add_argument("--precisions", default="float32,bfloat16")
+    parser.add_argument("--quality", type=float, default=60.0)
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (default: as many cores as there are)")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=0, help="also batches of so many equal pictures")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+
+    import torch
+
+    from codec.coder import default_model, get_model, level_of
+
+    torch.set_num_threads(args.threads or len(__import__("os").sched_getaffinity(0)))
+    path = args.model or default_model()
+    source = photographs(args.image)
+    rows = []
+    for size in (float(part) for part in args.sizes.split(",")):
+        image = picture_of(size, source)
+        megapixels = image.width * image.height / 1e6
+        avif = None
+        for precision in args.precisions.split(","):
+            model = get_model(path, device=args.device, precision=precision)
+            ours = measure(image, model, level_of(args.quality), args.repeat)
+            if avif is None:
+                avif = avif_near(image, ours["psnr"], args.repeat)
+            facts = {"megapixels": megapixels, "precision": precision, "threads": torch.get_num_threads()}
+            row = {**facts, **ours, "avif": avif}
+            if args.batch:
+                row["batch"] = measure_batch(image, model, level_of(args.quality), args.batch, args.repeat)
+            rows.append(row)
+            if args.json:
+                continue
+            print(
+                f"{megapixels:5.1f} MP {precision:<9} encode {megapixels / ours['encode_s']:7.2f} MP/s "
+                f"({avif['encode_s'] / ours['encode_s']:.2f} x AVIF)  decode {megapixels / ours['decode_s']:7.2f} MP/s "
+                f"({avif['decode_s'] / ours['decode_s']:.2f} x AVIF)  {ours['psnr']:.2f} dB {ours['bytes']} bytes; "
+                f"AVIF {avif['psnr']:.2f} dB {avif['bytes']} bytes",
+                flush=True,
+            )
+            for title, stages in (("encode", ours["encode_stages"]), ("decode", ours["decode_stages"])):
+                total = ours[f"{title}_s"]
+                listed = sorted(stages.items(), key=lambda item: -item[1])
+                parts = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in listed)
+                rest = 1000 * (total - sum(stages.values()))
+                print(f"         {title} {1000 * total:.0f} ms: {parts}, rest {rest:.0f}")
+            if args.batch:
+                print(
+                    f"         in batches of {args.batch}: encode {megapixels / row['batch']['encode_s']:.2f}, decode "
+                    f"{megapixels / row['batch']['decode_s']:.2f} MP/s"
+                )
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The networks: what coder.py relies on (symbols, exact indices, halos) and the model file."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from codec.exact import ACCUMULATOR_LIMIT, ExactConv2d, quantise_activation
+from codec.model import (
+    BINS,
+    LAMBDA_RANGE,
+    LEVELS,
+    PRECISION,
+    Config,
+    NightCodec,
+    integer_frequencies,
+    lambda_of,
+    load_model,
+    opponent_dct,
+    rounding_thresholds,
+    save_model,
+)
+
+SMALL = Config(channels=16, latent=40, hyper=8, encoder_blocks=5, decoder_blocks=7, mean_channels=16, index_channels=16)
+
+
+def shaken(config: Config = SMALL, seed: int = 3) -> NightCodec:
+    """A model whose every branch matters: random initialisation with the last layers made large."""
+    torch.manual_seed(seed)
+    model = NightCodec(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("leave.weight") or name.startswith("means."):
+                parameter.mul_(3.0)
+            if name.startswith("indices.") and name.endswith("weight"):
+                parameter.mul_(1.5)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model() -> NightCodec:
+    return shaken()
+
+
+def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Smooth structure with some noise, float32 [1,3,height,width] in 0..1."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    return (smooth + 0.03 * torch.randn(1, 3, height, width, generator=generator)).clamp(0, 1)
+
+
+def test_dct_rows_are_orthonormal():
+    rows = opponent_dct((192, 64, 64), 16)
+    assert rows.shape == (320, 768)
+    assert torch.allclose(rows @ rows.t(), torch.eye(320), atol=1e-5)
+
+
+def test_lambda_spans_its_range_geometrically():
+    assert lambda_of(0) == pytest.approx(LAMBDA_RANGE[0])
+    assert lambda_of(LEVELS) == pytest.approx(LAMBDA_RANGE[1])
+    assert lambda_of(LEVELS / 2) == pytest.approx((LAMBDA_RANGE[0] * LAMBDA_RANGE[1]) ** 0.5)
+
+
+def test_decoder_finds_the_encoders_indices(model):
+    y = model.analysis(picture(240, 208))
+    for level in (0, 333, 1000):
+        symbols = model.quantise(y, level)
+        height, width = symbols.y.shape[2:]
+        assert (height, width) == (15, 13)
+        anchors = model.anchors(height, width)
+        first = model.indices_first(symbols.z, level, height, width)
+        second = model.indices_second(symbols.z, level, symbols.y)
+        assert torch.equal(torch.where(anchors, first, second), symbols.index)
+        assert not symbols.y[symbols.index == 0].any()
+    assert symbols.y.any() and len(symbols.index.unique()) > 3
+
+
+def test_second_pass_reads_anchors_only(model):
+    symbols = model.quantise(model.analysis(picture(96, 96)), 700)
+    anchors = model.anchors(6, 6)
+    spoilt = torch.where(anchors, symbols.y, torch.tensor(99, dtype=torch.int16))
+    expected = model.indices_second(symbols.z, 700, symbols.y)
+    assert torch.equal(model.indices_second(symbols.z, 700, spoilt), expected)
+
+
+def test_quality_buys_fidelity():
+    torch.manual_seed(0)
+    model = NightCodec().eval().requires_grad_(False)
+    for network in (model.analysis_network, model.synthesis_network):
+        network.leave.weight.zero_()  # the DCT alone
+    x = picture(128, 128)
+    y = model.analysis(x)
+    errors = []
+    for level in range(0, LEVELS + 1, 100):
+        symbols = model.quantise(y, level)
+        x_hat = model.synthesis(model.reconstruct_latent(symbols.z, symbols.y, level), level)
+        errors.append(float((x_hat - x).square().mean()))
+    assert all(later <= earlier * 1.02 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert errors[-1] < errors[0] / 2
+
+
+def test_analysis_halo_suffices(model):
+    x, halo = picture(320, 320), model.analysis_halo
+    whole = model.analysis(x)
+    tile = model.analysis(x[:, :, 128 - halo : 192 + halo, 128 - halo : 192 + halo])
+    inner = tile[:, :, halo // 16 : -halo // 16, halo // 16 : -halo // 16]
+    assert torch.allclose(inner, whole[:, :, 8:12, 8:12], atol=1e-3)
+
+
+def test_synthesis_halo_suffices(model):
+    y, halo = model.analysis(picture(320, 320)), model.synthesis_halo
+    whole = model.synthesis(y, 500)
+    tile = model.synthesis(y[:, :, 8 - halo : 12 + halo, 8 - halo : 12 + halo], 500)
+    inner = tile[:, :, 16 * halo : -16 * halo, 16 * halo : -16 * halo]
+    assert torch.allclose(inner, whole[:, :, 128:192, 128:192], atol=1e-5)
+
+
+def test_latent_halo_suffices_for_means_and_indices(model):
+    symbols, halo = model.quantise(model.analysis(picture(512, 512)), 800), model.latent_halo
+    low, high = 12 - halo, 16 + halo  # cells 12..16 of 32, halo of 8: rows 4..24
+    z, y = symbols.z[:, :, low // 4 : high // 4, low // 4 : high // 4], symbols.y[:, :, low:high, low:high]
+    inner = (slice(None), slice(None), slice(halo, -halo), slice(halo, -halo))
+    outer = (slice(None), slice(None), slice(12, 16), slice(12, 16))
+    for of_tile, of_whole in (
+        (model.indices_first(z, 800, high - low, high - low), model.indices_first(symbols.z, 800, 32, 32)),
+        (model.indices_second(z, 800, y), model.indices_second(symbols.z, 800, symbols.y)),
+    ):
+        assert torch.equal(of_tile[inner], of_whole[outer])
+    of_tile, of_whole = model.reconstruct_latent(z, y, 800), model.reconstruct_latent(symbols.z, symbols.y, 800)
+    assert torch.allclose(of_tile[inner], of_whole[outer], atol=1e-2)
+
+
+def test_exact_layer_equals_integer_arithmetic():
+    torch.manual_seed(1)
+    layer = ExactConv2d(24, 40, 3).requires_grad_(False)
+    torch.nn.init.normal_(layer.bias)
+    x = quantise_activation(torch.rand(2, 24, 9, 11) * 20)
+    weight, bias = layer.integers()
+    expected = torch.nn.functional.conv2d((x * 16).double(), weight.double(), bias.double(), padding=1)
+    assert torch.equal((layer(x).double() * 8192), expected)
+    assert expected.abs().max() <= layer.accumulator_bound() < ACCUMULATOR_LIMIT
+
+
+def test_weights_that_could_round_are_refused():
+    layer = ExactConv2d(64, 4, 3)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    with pytest.raises(ValueError, match="float32 is exact below"):
+        layer.check()
+
+
+def test_model_file_round_trip(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    identity = save_model(model, path, steps="0")
+    loaded = load_model(path)
+    assert loaded.identity == identity and loaded.metadata["steps"] == "0" and loaded.config == SMALL
+    for ours, theirs in zip(model.tables().y_freq, loaded.tables().y_freq, strict=True):
+        assert np.array_equal(ours, theirs)
+    assert save_model(loaded, tmp_path / "again.safetensors", steps="0") == identity
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:  # the real library reads what we write
+        assert file.get_tensor("linear_analysis").shape == (40, 768)
+
+
+def test_broken_model_files_are_named(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(model, path)
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+    for broken in (b"", data[:5], data[:1000], b"\xff" * 64, data[: len(data) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="model.safetensors"):
+            load_model(path)
+    assert "tables.y" in header
+
+
+def test_frequencies_sum_and_never_vanish():
+    rng = np.random.default_rng(0)
+    for n in (3, 64, 511):
+        freq = integer_frequencies(rng.random(n) ** 20)
+        assert freq.sum() == 1 << PRECISION and freq.min() >= 1
+    tables = shaken().tables()
+    assert len(tables.y_freq) == BINS
+    assert all(f.sum() == 1 << PRECISION for f in tables.y_freq)
+
+
+def test_rounding_favours_cheap_symbols():
+    thresholds = rounding_thresholds()
+    assert (thresholds[:, 1:] >= torch.arange(0, thresholds.shape[1] - 1) + 0.5 - 1e-6).all()
+    model = NightCodec()
+    residual = torch.tensor([0.2, -0.55, 0.95, -3.7, 700.4, -40000.0])
+    likely, unlikely = model.round(residual, torch.full((6,), 63)), model.round(residual, torch.full((6,), 8))
+    assert likely.tolist() == [0, -1, 1, -4, 700, -32767]
+    assert unlikely.tolist()[:3] == [0, 0, 1]
+
+
+def test_limit_makes_weights_pass_the_check():
+    layer = ExactConv2d(64, 4, 3)
+    with torch.no_grad():
+        layer.weight[0].fill_(1.0)
+        before = layer.weight.clone()
+    layer.limit()
+    layer.check()
+    assert torch.equal(layer.weight[1:], before[1:]) and (layer.weight[0] > 0.1).all()
+
+
+def test_large_batches_are_exact_without_onednn():
+    torch.manual_seed(2)
+    layer = ExactConv2d(24, 40, 3).requires_grad_(False)
+    x = quantise_activation(torch.rand(33, 24, 9, 11) * 20)
+    expected = torch.cat([layer(one[None]) for one in x])
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(layer(x), expected)

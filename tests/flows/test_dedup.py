@@ -1,0 +1,122 @@
+"""`nightpress dedup` and `similar` on a folder with planted copies."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import skimage.data
+from PIL import Image
+
+from flows.cli import main
+from tasks.survey import GROUPS_SCHEMA
+
+
+def photograph(name: str) -> Image.Image:
+    return Image.open(Path(skimage.data.__file__).parent / name).convert("RGB")
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    cat, coffee = photograph("chelsea.png"), photograph("coffee.png")
+    files = {
+        "cat.png": encoded(cat, "PNG"),
+        "same/cat again.png": encoded(cat, "PNG"),
+        "cat.webp": encoded(cat, "WEBP", lossless=True),
+        "cat small.jpg": encoded(cat.resize((225, 150), Image.Resampling.BICUBIC), "JPEG", quality=90),
+        "cat q80.jpg": encoded(cat, "JPEG", quality=80),
+        "cat big.png": encoded(cat.resize((902, 600), Image.Resampling.BICUBIC), "PNG"),
+        "cat mirrored.jpg": encoded(cat.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "JPEG"),
+        "<b>coffee & cream.jpg": encoded(coffee, "JPEG", quality=90),
+        "<b>coffee & cream copy.jpg": encoded(coffee, "JPEG", quality=90),
+        "white.png": encoded(Image.new("RGB", (300, 200), (255, 255, 255)), "PNG"),
+        "grey.png": encoded(Image.new("RGB", (300, 200), (250, 250, 250)), "PNG"),
+        "notes.txt": b"no picture",
+        "broken.jpg": encoded(coffee, "JPEG")[:5000],
+        "empty.jpg": b"",
+        "empty too.jpg": b"",
+    }
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def test_groups_parquet_page_and_json(source, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    assert main(["dedup", str(source), "--out", str(tmp_path / "out"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+    groups = {group["keeper"]: group for group in result["group_list"]}
+    assert len(groups) == 2 and result["objects"] == len(before) and result["unreadable"] == 4
+    cats = next(group for key, group in groups.items() if "cat" in key)
+    assert cats["keeper"] in ("cat.png", "same/cat again.png")
+    kinds = {member["key"]: member["duplicate_kind"] for member in cats["members"]}
+    kinds.pop("same/cat again.png" if cats["keeper"] == "cat.png" else "cat.png")
+    assert kinds == {
+        "cat.webp": "pixel",
+        "cat small.jpg": "near",
+        "cat q80.jpg": "near",
+        "cat big.png": "near",
+    }
+    reasons = {member["key"]: member["reason"] for member in cats["members"]}
+    assert "less lossy format: PNG against JPEG" in reasons["cat q80.jpg"]
+    assert "larger" in reasons["cat small.jpg"] and "as much detail in fewer pixels" in reasons["cat big.png"]
+
+    table = pq.read_table(tmp_path / "out" / "groups.parquet")
+    assert table.schema.equals(GROUPS_SCHEMA)
+    rows = table.to_pylist()
+    assert sum(row["freed_bytes"] for row in rows) == result["freed_bytes"]
+    assert all((row["keeper_key"] == row["key"]) == (row["duplicate_kind"] is None) for row in rows)
+    keepers = {row["keeper_key"] for row in rows}
+    assert not keepers & {row["key"] for row in rows if row["duplicate_kind"]}
+
+    page = (tmp_path / "out" / "duplicates.html").read_text()
+    assert "<b>coffee" not in page and "&lt;b&gt;coffee &amp; cream.jpg" in page
+    assert page.count("data:image/webp;base64,") == len(rows)
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and "<script" not in page
+
+
+def test_exact_only_and_plain_output(source, capsys):
+    assert main(["dedup", str(source), "--kind", "exact"]) == 0
+    out = capsys.readouterr()
+    assert "2 groups, duplicates: 2 exact" in out.out and "nothing was deleted" in out.out
+    assert "notes.txt: NotAPicture" in out.err
+
+
+def test_similar_finds_the_copies_first(source, tmp_path, capsys):
+    page = tmp_path / "top.html"
+    asked = tmp_path / "asked.jpg"
+    asked.write_bytes(encoded(photograph("chelsea.png"), "JPEG", quality=85))
+    assert main(["similar", str(asked), str(source), "--top", "5", "--json", "--html", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out)["similar"]
+    assert len(found) == 5
+    assert all("cat" in row["key"] and row["verdict"] == "a copy" for row in found)
+    text = page.read_text()
+    assert text.count("data:image/webp;base64,") == 6 and "cat small.jpg" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["dedup", "SOURCE", "--distance", "40"], 2, "--distance 40"),
+        (["dedup", "gs://bucket"], 2, "neither s3:// nor a local folder"),
+        (["similar", "nowhere.jpg", "SOURCE"], 2, "not a file"),
+        (["similar", "SOURCE/notes.txt", "SOURCE"], 1, "can't be read as a picture"),
+        (["dedup", "SOURCE/missing"], 1, "can't list"),
+    ],
+)
+def test_wrong_use_is_named(source, capsys, arguments, code, message):
+    assert main([text.replace("SOURCE", str(source)) for text in arguments]) == code
+    assert message in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""The same night from S3 as from folders: moto's mock, and Ceph's real radosgw with a real kill."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from flows.settings import RunSettings
+from tasks import publish
+from tasks.stores import open_store
+
+pytestmark = pytest.mark.server
+VARYING = ("first_run", "seconds")
+
+
+def bucket_files():
+    """Photographs, copies, noise, broken files; keys as people really have them."""
+
+    def saved(image, format, **options):
+        out = io.BytesIO()
+        image.save(out, format, **options)
+        return out.getvalue()
+
+    cat = Image.open(Path(skimage.data.__file__).with_name("chelsea.png")).convert("RGB")
+    files = {}
+    for i in range(4):
+        crop = cat.crop((i * 50, i * 20, i * 50 + 220, i * 20 + 200))
+        files[f"photos/{i} ü %2F.png"] = saved(crop, "PNG")
+        files[f"photos/{i} ü %2F.jpg"] = saved(crop, "JPEG", quality=93)
+    noisy = np.asarray(cat.crop((0, 0, 200, 200))) + np.random.default_rng(0).normal(0, 25, (200, 200, 3))
+    files |= {
+        "copy.png": files["photos/1 ü %2F.png"],
+        "noisy.png": saved(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), "PNG"),
+        "cut.jpg": files["photos/0 ü %2F.jpg"][:3000],
+        "zero": b"",
+        "words.txt": b"hello",
+    }
+    return files
+
+
+def a_night(source, dest, **options):
+    from flows.nightly import run_night
+
+    parameters = {"source": source.url, "dest": dest.url, "target": "psnr=32", "workers": 2, "shard_size": 4} | options
+    manifest = run_night(RunSettings.from_parameters(parameters))
+    return manifest, publish.read_report(dest, manifest["run_id"]).to_pylist()
+
+
+def plain(rows, run_id):
+    return [
+        {name: value.replace(run_id, "RUN") if isinstance(value, str) else value for name, value in row.items()}
+        | dict.fromkeys(VARYING)
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def from_folders(tmp_path_factory):
+    """Manifest and rows of the night between two folders."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    folder = tmp_path_factory.mktemp("night")
+    source, dest = open_store(str(folder / "source")), open_store(str(folder / "dest"))
+    for key, data in bucket_files().items():
+        source.write(key, data)
+        os.utime(folder / "source" / key, (1_700_000_000, 1_700_000_000))  # S3 knows whole seconds: ages that tie
+    yield a_night(source, dest)
+    patch.undo()
+
+
+def same_night(from_folders, source, dest):
+    for key, data in bucket_files().items():
+        source.write(key, data, content_type="image/x-test", metadata={"owner": "ü"})
+    manifest, rows = a_night(source, dest)
+    expected, expected_rows = from_folders
+    assert plain(rows, manifest["run_id"]) == plain(expected_rows, expected["run_id"])
+    assert manifest["counts"] == expected["counts"] and manifest["stored_bytes"] == expected["stored_bytes"]
+    lines = dest.read(f"runs/{manifest['run_id']}/removable.csv").decode().splitlines()
+    assert len(lines) == manifest["removable"]["objects"] > 5
+    assert all(line.startswith(f"{source.bucket},pre%20fix/") for line in lines)
+    again, rows_again = a_night(source, dest)
+    assert rows_again == rows and again["workers"] == 0
+    return manifest
+
+
+def test_a_night_on_moto(from_folders, moto_stores):
+    source, dest = moto_stores
+    manifest = same_night(from_folders, source, dest)
+    from tasks.state import read_catalog
+
+    catalog = read_catalog(dest, manifest).to_pylist()
+    pressed = next(row for row in catalog if row["status"] == "compressed")
+    assert pressed["content_type"] == "image/x-test" and "ü" in pressed["metadata"].encode().decode("unicode_escape")
+
+
+@pytest.mark.slow
+def test_a_night_on_radosgw(from_folders, radosgw_stores):
+    same_night(from_folders, *radosgw_stores)
