@@ -240,6 +240,12 @@ class IndexNetwork(nn.Module):
             layer.limit()
 
 
+def native_bfloat16(device: str) -> bool:
+    """Whether a device of this type ("cpu", "cuda") multiplies bfloat16 itself; where it does not, torch emulates that
+    ten times more slowly than float32."""
+    return device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class NightCodec(nn.Module):
     """All networks of one model; see the module's drawing. `level` is an int, or in training a tensor [B]."""
 
@@ -299,11 +305,7 @@ class NightCodec(nn.Module):
     def set_precision(self, precision: str = "auto") -> "NightCodec":
         """float32 | bfloat16 | auto for the float networks; auto: bfloat16 where the device multiplies it natively."""
         if precision == "auto":
-            device = self.log_gain.device
-            native = (
-                device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            )
-            precision = "bfloat16" if native else "float32"
+            precision = "bfloat16" if native_bfloat16(self.log_gain.device.type) else "float32"
         self.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
         return self
 

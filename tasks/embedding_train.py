@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import Tensor
 
+from codec.model import native_bfloat16
 from tasks.embedding_networks import KINDS, new_network, save_network
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
@@ -370,16 +371,17 @@ def train(
     total = 60.0 * minutes
     stop = total if pause_after is None else min(total, before + 60.0 * pause_after)
     means: dict[str, float] = {}
+    where = torch.device(device).type
     network.train()
     while seconds < stop:
         for settings in optimiser.param_groups:
             settings["lr"] = RATES[variant] * rate_at(seconds / total)
         batch = next(batches)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.autocast(where, torch.bfloat16, enabled=native_bfloat16(where)):
             if variant == "copy":
                 n = len(batch[0])
                 vectors = network(torch.cat(batch).to(device))
-                with torch.autocast(torch.device(device).type, enabled=False):
+                with torch.autocast(where, enabled=False):
                     loss, contrast, spread = copy_loss(vectors[:n], vectors[n:])
                 facts = {"infonce": contrast.item(), "koleo": spread.item()}
             elif variant == "classifier":

@@ -370,8 +370,9 @@ def _reduced_precision(where: str):
     0.01 dB for all networks, since they compute a correction that is added to the picture in float32."""
     import torch
 
-    native = where == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(where, dtype=torch.bfloat16, enabled=native)
+    from codec.model import native_bfloat16
+
+    return torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where))
 
 
 def run_tiled(

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from codec.model import native_bfloat16
 from codec.train import load_pictures
 from tasks.restoration import noise_sigma
 from tasks.restoration_networks import (
@@ -367,6 +368,7 @@ def train(
         path.with_suffix(".tmp").rename(path)
 
     path = out / f"{task}-{name}{f'-x{scale}' if task == 'superres' else ''}.safetensors"
+    where = torch.device(device).type
     started = saved_at = time.monotonic()
     budget, first, tally = minutes * 60.0, step, Tally()
     usual_norm = 1.0  # running mean of the gradient's norm, and where it is clipped
@@ -382,7 +384,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate * max(factor, 1e-3) * group["factor"]
             parts = [part.to(device, non_blocking=True) for part in next(loader)]
-            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            with torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where)):
                 result = network(parts[0], parts[2]) if task == "denoise" else network(parts[0])
             error = (result.float() - parts[1]).square().mean((1, 2, 3))
             if task == "denoise":  # the logarithm makes all noise levels count alike: it is the PSNR

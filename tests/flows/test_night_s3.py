@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tasks.stores import open_store
 
 pytestmark = pytest.mark.server
 VARYING = ("first_run", "seconds")
+LATER = "copy.png"  # younger than what it is a copy of; S3 tells ages in whole seconds
 
 
 def bucket_files():
@@ -33,7 +35,7 @@ def bucket_files():
         files[f"photos/{i} ü %2F.jpg"] = saved(crop, "JPEG", quality=93)
     noisy = np.asarray(cat.crop((0, 0, 200, 200))) + np.random.default_rng(0).normal(0, 25, (200, 200, 3))
     files |= {
-        "copy.png": files["photos/1 ü %2F.png"],
+        LATER: files["photos/1 ü %2F.png"],
         "noisy.png": saved(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), "PNG"),
         "cut.jpg": files["photos/0 ü %2F.jpg"][:3000],
         "zero": b"",
@@ -67,13 +69,16 @@ def from_folders(tmp_path_factory):
     source, dest = open_store(str(folder / "source")), open_store(str(folder / "dest"))
     for key, data in bucket_files().items():
         source.write(key, data)
-        os.utime(folder / "source" / key, (1_700_000_000, 1_700_000_000))  # S3 knows whole seconds: ages that tie
+        age = 1_700_000_000 + 10 * (key == LATER)
+        os.utime(folder / "source" / key, (age, age))
     yield a_night(source, dest)
     patch.undo()
 
 
 def same_night(from_folders, source, dest):
-    for key, data in bucket_files().items():
+    for key, data in sorted(bucket_files().items(), key=lambda item: item[0] == LATER):
+        if key == LATER:
+            time.sleep(1.1)
         source.write(key, data, content_type="image/x-test", metadata={"owner": "ü"})
     manifest, rows = a_night(source, dest)
     expected, expected_rows = from_folders
