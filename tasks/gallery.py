@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from tasks.album import Album, NotShown
+from tasks.survey import freed
 
 GROUPS_SHOWN, MEMBERS_SHOWN = 200, 12
 PICTURE_BYTES = 12_000_000
@@ -46,37 +47,61 @@ def _page(title: str, lead: str, body: str) -> str:
     )
 
 
-def groups_page(store, url: str, groups: list[list[dict]], objects: int, unreadable: int) -> str:
-    """HTML of duplicate groups ([keeper, member, ...] as tasks.survey makes them), those that free most first."""
+def groups_page(
+    store, url: str, groups: list[list[dict]], altered: list[list[dict]], objects: int, unreadable: int
+) -> str:
+    """HTML of duplicate groups ([keeper, member, ...] as tasks.survey makes them), those that free most first, then
+    of altered copies in a section of their own."""
     album = Album(store, None, budget=PICTURE_BYTES, seconds=SECONDS)
-    members = sum(len(members) - 1 for members in groups)
-    freed = sum(row["source_bytes"] for group in groups for row in group[1:])
+    members, others = (sum(len(group) - 1 for group in part) for part in (groups, altered))
+    bytes_freed = sum(map(freed, groups))
+    body = _groups(groups, album, _copy_words, lambda group: f", {_size(freed(group))} could be freed")
+    if altered:
+        body += (
+            f'<section><h2>Altered copies</h2><p class="soft">{others:,} pictures that show another one or a part of '
+            "it: crops, frames, overlays, turned and mirrored. To look at only: no other file gives them back, so "
+            f'nothing could be freed.</p>{_groups(altered, album, _altered_words, lambda group: "")}</section>'
+        )
+    lead = (
+        f"{members:,} of {objects:,} objects in {url} are copies, in {len(groups):,} groups; {_size(bytes_freed)} "
+        "could be freed. Nothing was deleted."
+    )
+    if others:
+        lead += f" {others:,} more are altered copies."
+    if unreadable:
+        lead += f" {unreadable:,} objects could not be read as pictures."
+    return _page("Duplicates", lead, body)
+
+
+def _groups(groups: list[list[dict]], album: Album, words, freeing) -> str:
+    """A block per group; words(row): label and extra line of a member, freeing(group): what its heading adds."""
     blocks = []
     for group in groups[:GROUPS_SHOWN]:
         keeper, copies = group[0], group[1:]
         figures = [_figure(keeper, album, "stays", kind="keeper")]
-        for row in copies[:MEMBERS_SHOWN]:
-            label = _KINDS.get(row["duplicate_kind"], f"distance {row['hamming_distance']}")
-            if row["psnr"] is not None:
-                label += f", {row['psnr']:.1f} dB"
-            figures.append(_figure(row, album, label, f"stays instead: {row['reason']}"))
+        figures += [_figure(row, album, *words(row)) for row in copies[:MEMBERS_SHOWN]]
         left = len(copies) - MEMBERS_SHOWN
         blocks.append(
             f'<section class="group"><h3>{len(copies)} {"copy" if len(copies) == 1 else "copies"} of '
-            f'<bdi class="key">{escape(keeper["key"])}</bdi>, {_size(sum(r["source_bytes"] for r in copies))} could be '
-            f'freed</h3><div class="strip">{"".join(figures)}</div>'
+            f'<bdi class="key">{escape(keeper["key"])}</bdi>{freeing(group)}</h3>'
+            f'<div class="strip">{"".join(figures)}</div>'
             + (f'<p class="note">… and {left:,} more copies</p>' if left > 0 else "")
             + "</section>"
         )
     if len(groups) > GROUPS_SHOWN:
         blocks.append(f'<p class="note">{len(groups) - GROUPS_SHOWN:,} more groups are in groups.parquet.</p>')
-    lead = (
-        f"{members:,} of {objects:,} objects in {url} are copies, in {len(groups):,} groups; {_size(freed)} could be "
-        "freed. Nothing was deleted."
-    )
-    if unreadable:
-        lead += f" {unreadable:,} objects could not be read as pictures."
-    return _page("Duplicates", lead, "".join(blocks))
+    return "".join(blocks)
+
+
+def _copy_words(row: dict) -> tuple[str, str]:
+    label = _KINDS.get(row["duplicate_kind"], f"distance {row['hamming_distance']}")
+    if row["psnr"] is not None:
+        label += f", {row['psnr']:.1f} dB"
+    return label, f"stays instead: {row['reason']}"
+
+
+def _altered_words(row: dict) -> tuple[str, str]:
+    return f"similarity {row['similarity']:.2f}, {row['inliers']} points", row["reason"]
 
 
 def similar_page(store, url: str, image_name: str, image_row: dict, image_uri: str, found: list[dict]) -> str:

@@ -2,9 +2,11 @@
 
 This is what `nightpress dedup` and `similar` do, without a run, a report or anything stored; the night has its own
 steps (inspect, plan) over the same functions. Rules and the second look stand in duplicates.py, hashes in
-fingerprint.py, the page in gallery.py.
+fingerprint.py, vectors in embeddings.py, what an altered copy is in confirm.py, the page in gallery.py.
 """
 
+import contextlib
+import functools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,25 +17,31 @@ import numpy as np
 import pyarrow as pa
 
 from codec.pixels import PictureError, open_picture
+from tasks.confirm import Confirmation, Features, compare, features
 from tasks.duplicates import Look, candidates, keeper_rank, keeper_reason, look_alike, settle, true_pixels
+from tasks.embeddings import Embedder, embedding_candidates
 from tasks.fingerprint import HASHES, MAX_PIXELS, fingerprints, hex_to_codes
 from tasks.stores import ObjectInfo, StoreError
 
 NEAR_DISTANCE = 7  # bits of pHash that a copy may differ in to be looked at
 BATCH = 256  # objects in flight
 HELD_PIXELS = 120_000_000  # decoded keepers held at a time
+TOLD_EVERY = 500  # proposed pairs
+HELD_POINTS = 256  # pictures whose points are held at a time, about 0.7 MB each
 
 GROUPS_SCHEMA = pa.schema(
     [
-        ("group", pa.int32()),  # numbered by bytes that could be freed, largest first
+        ("group", pa.int32()),  # numbered by bytes that could be freed, largest first; then altered copies
         ("key", pa.string()),
         ("keeper_key", pa.string()),  # equal to key for the keeper itself
-        ("duplicate_kind", pa.string()),  # null for the keeper; exact, pixel, near
+        ("duplicate_kind", pa.string()),  # null for the keeper; exact, pixel, near, altered
         ("hamming_distance", pa.int32()),  # of the pHash; null for the keeper
         ("psnr", pa.float64()),  # keeper at this one's size against it, dB; null unless near
-        ("reason", pa.string()),  # why the keeper stays and this one does not
+        ("similarity", pa.float64()),  # cosine of the vectors; null unless altered
+        ("inliers", pa.int32()),  # points that agree on one geometry; null unless altered
+        ("reason", pa.string()),  # why the keeper stays and this one does not; altered: what of it is the same
         ("source_bytes", pa.int64()),
-        ("freed_bytes", pa.int64()),  # 0 for the keeper
+        ("freed_bytes", pa.int64()),  # 0 for the keeper, and for altered copies, which no other file gives back
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("format", pa.string()),
@@ -53,9 +61,11 @@ def survey(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = 1 << 30,
     fast: bool = True,
+    embedder: Embedder | None = None,
 ) -> Iterator[dict]:
     """Fingerprint the objects of a store: a dict each, in the order given, with key, source_bytes, etag, modified and
-    what `fingerprints` says, or `error`. Reads each object once; a bounded number is in flight."""
+    what `fingerprints` says, or `error`; with an embedder also `vector`, where the picture has 8 bits and one frame.
+    Reads each object once; a bounded number is in flight. Raises EmbeddingError."""
 
     def one(info: ObjectInfo) -> dict:
         facts = {"key": info.key, "source_bytes": info.size, "etag": info.etag, "modified": info.modified}
@@ -63,7 +73,11 @@ def survey(
             data = store.read(info.key, etag=info.etag, max_bytes=max_bytes)
         except StoreError as error:
             return facts | {"error": f"{type(error).__name__}: {error}"}
-        return facts | fingerprints([data], threads=1, fast=fast, max_pixels=max_pixels)[0]
+        facts |= fingerprints([data], threads=1, fast=fast, max_pixels=max_pixels)[0]
+        if embedder and "error" not in facts:
+            with contextlib.suppress(PictureError):
+                facts["vector"] = embedder.embed([open_picture(data, max_pixels).image])[0]
+        return facts
 
     objects = iter(objects)
     with ThreadPoolExecutor(threads or 4 * len(os.sched_getaffinity(0))) as pool:
@@ -180,9 +194,75 @@ def _near(store, rows: list[dict], distance: int, max_pixels: int, looked) -> di
     }
 
 
+def altered(
+    store,
+    rows: list[dict],
+    groups: list[list[dict]],
+    least: float,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    looked: Callable[[int], None] = lambda n: None,
+) -> list[list[dict]]:
+    """Groups of altered copies (crops, frames, overlays, turned and mirrored pictures), for looking at only: lists
+    [keeper, member, ...], largest first.
+
+    rows: surveyed with an embedder; groups: what `group` made of them, whose keepers and the rows outside them are
+    held against each other. A pair counts when its vectors have a cosine of at least `least` and confirm.py finds one
+    picture in the other. Members get keeper_key, duplicate_kind `altered`, hamming_distance, similarity, inliers,
+    reason. `looked(n)` is told from time to time how many proposed pairs were looked at.
+    """
+    gone = {row["key"] for members in groups for row in members[1:]}
+    rows = [row for row in rows if "vector" in row and row["key"] not in gone]
+    if len(rows) < 2:
+        return []
+    vectors = np.stack([row["vector"] for row in rows])
+    i, j, similarity = embedding_candidates(vectors, least=least)
+    pictures = _Pictures(store, max_pixels)
+
+    @functools.lru_cache(HELD_POINTS)
+    def points(at: int, mirrored: bool = False) -> Features | None:
+        image = pictures.of(rows[at])
+        return None if image is None else features(image, mirrored=mirrored)
+
+    seen: dict[tuple[int, int], Confirmation] = {}
+
+    def confirm(keepers: np.ndarray, members: np.ndarray) -> np.ndarray:
+        copies = np.zeros(keepers.size, dtype=bool)
+        for at in np.lexsort((members, keepers)).tolist():
+            keeper, member = int(keepers[at]), int(members[at])
+            one, other = points(keeper), points(member)
+            if one is not None and other is not None:
+                seen[keeper, member] = compare(one, other, points(member, True))
+                copies[at] = seen[keeper, member].copy
+                if len(seen) % TOLD_EVERY == 0:
+                    looked(len(seen))
+        return copies
+
+    away = np.round((1.0 - similarity) * 1e6).astype(np.int64)  # nearest first
+    keeper_of = settle(len(rows), [keeper_rank(row) for row in rows], (i, j, away), confirm)
+    codes = hex_to_codes([row["phash"] for row in rows])
+    found: dict[int, list[dict]] = {}
+    for member, keeper in enumerate(keeper_of.tolist()):
+        if keeper >= 0:
+            found.setdefault(keeper, [rows[keeper]]).append(
+                rows[member]
+                | {
+                    "keeper_key": rows[keeper]["key"],
+                    "duplicate_kind": "altered",
+                    "hamming_distance": int(codes[keeper] ^ codes[member]).bit_count(),
+                    "similarity": float(vectors[keeper] @ vectors[member]),
+                    "inliers": seen[keeper, member].inliers,
+                    "reason": seen[keeper, member].why,
+                }
+            )
+    for members in found.values():
+        members[1:] = sorted(members[1:], key=lambda row: (-row["similarity"], row["key"]))
+    return sorted(found.values(), key=lambda members: (-len(members), members[0]["key"]))
+
+
 def freed(members: list[dict]) -> int:
-    """Bytes of a group's members: what could go while the keeper stays."""
-    return sum(row["source_bytes"] for row in members[1:])
+    """Bytes of a group's members: what could go while the keeper stays. Altered copies stay themselves."""
+    return sum(row["source_bytes"] for row in members[1:] if row["duplicate_kind"] != "altered")
 
 
 def groups_table(groups: list[list[dict]]) -> pa.Table:
@@ -191,9 +271,10 @@ def groups_table(groups: list[list[dict]]) -> pa.Table:
     for number, members in enumerate(groups):
         for row in members:
             line = {name: row.get(name) for name in GROUPS_SCHEMA.names}
-            line |= {"group": number, "freed_bytes": row["source_bytes"]}
+            frees = row is not members[0] and row["duplicate_kind"] != "altered"
+            line |= {"group": number, "freed_bytes": row["source_bytes"] if frees else 0}
             if row is members[0]:
-                line |= {"keeper_key": row["key"], "freed_bytes": 0}
+                line["keeper_key"] = row["key"]
             lines.append(line)
     return pa.Table.from_pylist(lines, schema=GROUPS_SCHEMA)
 

@@ -21,6 +21,11 @@ def register(subparsers) -> None:
     dedup.add_argument("--out", type=Path, help="write groups.parquet and duplicates.html to this folder")
     dedup.add_argument("--kind", choices=("exact", "near"), default="near", help="equal bytes only, or copies too")
     dedup.add_argument("--distance", type=int, default=7, help="pHash bits that a copy may differ in (default 7)")
+    dedup.add_argument(
+        "--dedup-embedding",
+        metavar="copy|classifier|autoencoder|FILE.onnx",
+        help="also show altered copies (crops, frames, overlays, turned pictures), proposed by this network",
+    )
     dedup.set_defaults(handler=run_dedup)
 
     similar = subparsers.add_parser(
@@ -45,8 +50,19 @@ def register(subparsers) -> None:
         command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
 
 
-def _surveyed(args: argparse.Namespace):
-    """The store and a row per object, with progress on stderr."""
+def embedder_of(option: str, kind: str | None):
+    """The network that an option names, None where it is not given."""
+    from tasks.embeddings import EmbeddingError, open_embedder
+
+    try:
+        return open_embedder(kind) if kind else None
+    except EmbeddingError as error:
+        raise WrongUsage(f"{option} {error}") from error
+
+
+def _surveyed(args: argparse.Namespace, embedder=None):
+    """The store and a row per object, with its vector where there is an embedder; progress on stderr."""
+    from tasks.embeddings import EmbeddingError
     from tasks.stores import StoreError, open_store
     from tasks.survey import survey
 
@@ -60,24 +76,40 @@ def _surveyed(args: argparse.Namespace):
     except StoreError as error:
         raise WorkFailed(f"can't list {args.source}: {error}") from error
     progress, rows = Progress("fingerprint", len(objects)), []
-    for row in survey(store, objects, threads=args.threads, max_pixels=args.max_pixels):
-        rows.append(row)
-        progress.advance()
+    try:
+        for row in survey(store, objects, threads=args.threads, max_pixels=args.max_pixels, embedder=embedder):
+            rows.append(row)
+            progress.advance()
+    except EmbeddingError as error:
+        raise WorkFailed(str(error)) from error
     return store, rows
 
 
 def run_dedup(args: argparse.Namespace) -> int:
     if not 0 <= args.distance <= 16:
         raise WrongUsage(f"--distance {args.distance}: pHash copies are within 0 to 16 bits; 7 is a good choice")
-    from tasks.survey import freed, group, groups_table
+    if args.dedup_embedding and args.kind != "near":
+        raise WrongUsage(
+            f"--kind {args.kind} and --dedup-embedding {args.dedup_embedding} exclude each other: "
+            "embeddings propose altered copies; use --kind near or leave --dedup-embedding out"
+        )
+    from tasks.embeddings import proposed_from
+    from tasks.survey import altered, freed, group, groups_table
 
-    store, rows = _surveyed(args)
+    store, rows = _surveyed(args, embedder_of("--dedup-embedding", args.dedup_embedding))
     unreadable = [row for row in rows if "error" in row]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     groups = group(store, rows, kind=args.kind, distance=args.distance, max_pixels=args.max_pixels)
+    others = []
+    if args.dedup_embedding:
+        least = proposed_from(args.dedup_embedding)
+        others = altered(
+            store, rows, groups, least, max_pixels=args.max_pixels,
+            looked=lambda n: say(f"confirm: {n:,} proposed pairs so far"),
+        )  # fmt: skip
     kinds: dict[str, int] = {}
-    for members in groups:
+    for members in groups + others:
         for row in members[1:]:
             kinds[row["duplicate_kind"]] = kinds.get(row["duplicate_kind"], 0) + 1
     bytes_freed = sum(map(freed, groups))
@@ -93,26 +125,15 @@ def run_dedup(args: argparse.Namespace) -> int:
 
         from tasks.gallery import groups_page
 
-        pq.write_table(groups_table(groups), args.out / "groups.parquet")
-        page = groups_page(store, args.source, groups, len(rows), len(unreadable))
+        pq.write_table(groups_table(groups + others), args.out / "groups.parquet")
+        page = groups_page(store, args.source, groups, others, len(rows), len(unreadable))
         (args.out / "duplicates.html").write_text(page, encoding="utf-8")
         summary |= {"groups_file": str(args.out / "groups.parquet"), "page": str(args.out / "duplicates.html")}
     if args.json:
-        listed = [
-            {
-                "keeper": members[0]["key"],
-                "freed_bytes": freed(members),
-                "members": [
-                    {
-                        name: row[name]
-                        for name in ("key", "duplicate_kind", "hamming_distance", "psnr", "reason", "source_bytes")
-                    }
-                    for row in members[1:]
-                ],
-            }
-            for members in groups
-        ]
-        print(json.dumps(summary | {"group_list": listed}, indent=1))
+        lists = {"group_list": [listed(members) for members in groups]}
+        if args.dedup_embedding:
+            lists["altered_list"] = [listed(members) for members in others]
+        print(json.dumps(summary | lists, indent=1))
         return 0
     for row in unreadable[:10]:
         say(f"not read as a picture: {row['key']}: {row['error']}")
@@ -125,6 +146,12 @@ def run_dedup(args: argparse.Namespace) -> int:
             print(f"  {row['key']}  {row['duplicate_kind']}{near}; {row['reason']}")
     if args.out and len(groups) > 20:
         print(f"… and {len(groups) - 20} more groups in {summary['groups_file']}")
+    for members in others[: 20 if args.out else None]:
+        print(f"{members[0]['key']}  has altered copies, which stay")
+        for row in members[1:]:
+            print(f"  {row['key']}  similarity {row['similarity']:.2f}; {row['reason']}")
+    if args.out and len(others) > 20:
+        print(f"… and {len(others) - 20} more groups of altered copies in {summary['groups_file']}")
     found = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "none"
     print(
         f"{len(rows)} objects, {len(groups)} groups, duplicates: {found}; {byte_count(bytes_freed)} could be freed "
@@ -135,6 +162,20 @@ def run_dedup(args: argparse.Namespace) -> int:
     return 0
 
 
+def listed(members: list[dict]) -> dict:
+    """A group in JSON."""
+    from tasks.survey import freed
+
+    names = ("key", "duplicate_kind", "hamming_distance", "psnr", "reason", "source_bytes")
+    if members[1]["duplicate_kind"] == "altered":
+        names = (*names, "similarity", "inliers")
+    return {
+        "keeper": members[0]["key"],
+        "freed_bytes": freed(members),
+        "members": [{name: row.get(name) for name in names} for row in members[1:]],
+    }
+
+
 def run_similar(args: argparse.Namespace) -> int:
     import base64
     import io
@@ -142,6 +183,7 @@ def run_similar(args: argparse.Namespace) -> int:
     from codec.pixels import PictureError, open_picture
     from tasks.album import flat
     from tasks.duplicates import look_alike
+    from tasks.embeddings import EmbeddingError
     from tasks.fingerprint import fingerprints
     from tasks.gallery import similar_page
     from tasks.stores import StoreError
@@ -159,20 +201,17 @@ def run_similar(args: argparse.Namespace) -> int:
         picture = open_picture(data, args.max_pixels).image
     except PictureError:  # 16 bits and the like: shown by its hashes, not compared pixel by pixel
         picture = None
-    if args.embedding:
-        from tasks.embeddings import EmbeddingError, open_embedder
-
-        if picture is None:
-            raise WorkFailed(f"{args.image} is no 8-bit picture of one frame; --embedding needs one")
-        try:
-            embedder = open_embedder(args.embedding)
-        except EmbeddingError as error:
-            raise WrongUsage(f"--embedding {error}") from error
-    store, rows = _surveyed(args)
-    if args.embedding:
-        found = nearest_by_embedding(picture, query, store, rows, embedder, args)
-    else:
-        found = nearest(query, rows, args.top)
+    if args.embedding and picture is None:
+        raise WorkFailed(f"{args.image} is no 8-bit picture of one frame; --embedding needs one")
+    embedder = embedder_of("--embedding", args.embedding)
+    try:
+        mine = embedder.embed([picture])[0] if embedder else None
+    except EmbeddingError as error:
+        raise WorkFailed(str(error)) from error
+    store, rows = _surveyed(args, embedder)
+    found = nearest(query, rows, len(rows) if embedder else args.top)
+    if embedder:
+        found = nearest_by_vector(mine, found, query["sha256"])[: args.top]
     for row in found:
         if row["sha256"] == query["sha256"]:
             row["verdict"], psnr = "the same file", None
@@ -214,27 +253,10 @@ def run_similar(args: argparse.Namespace) -> int:
     return 0
 
 
-def nearest_by_embedding(picture, query: dict, store, rows: list[dict], embedder, args: argparse.Namespace) -> list:
-    """The `top` rows closest to the picture by a network, as `nearest` gives them, with `similarity` (cosine)."""
-    from codec.pixels import PictureError, open_picture
-    from tasks.embeddings import EmbeddingError
-    from tasks.stores import StoreError
-    from tasks.survey import nearest
-
-    progress, mine, scored = Progress("embed", len(rows)), None, []
-    try:
-        mine = embedder.embed([picture])[0]
-        for row in nearest(query, rows, len(rows)):
-            progress.advance()
-            try:
-                other = open_picture(store.read(row["key"], etag=row["etag"]), args.max_pixels).image
-            except (PictureError, StoreError):
-                continue
-            scored.append(row | {"similarity": float(embedder.embed([other])[0] @ mine)})
-    except EmbeddingError as error:
-        raise WorkFailed(str(error)) from error
-    same = query["sha256"]
-    return sorted(scored, key=lambda row: (-row["similarity"], row["sha256"] != same, row["key"]))[: args.top]
+def nearest_by_vector(mine, rows: list[dict], same: str) -> list[dict]:
+    """Rows that have a vector, with `similarity` (cosine to `mine`), closest first; equal ones: sha256 `same` first."""
+    scored = [row | {"similarity": float(row["vector"] @ mine)} for row in rows if "vector" in row]
+    return sorted(scored, key=lambda row: (-row["similarity"], row["sha256"] != same, row["key"]))
 
 
 def flat_of(data: bytes):

@@ -88,6 +88,27 @@ def test_groups_parquet_page_and_json(source, tmp_path, capsys):
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "<script" not in page
 
 
+def test_altered_copies_are_shown_and_free_nothing(source, tmp_path, capsys):
+    command = ["dedup", str(source), "--dedup-embedding", "copy", "--out", str(tmp_path / "out"), "--json"]
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    (cats,) = result["altered_list"]
+    (mirrored,) = cats["members"]
+    assert cats["keeper"] in ("cat.png", "same/cat again.png") and cats["freed_bytes"] == 0
+    assert mirrored["key"] == "cat mirrored.jpg" and mirrored["duplicate_kind"] == "altered"
+    assert mirrored["similarity"] > 0.5 and mirrored["inliers"] > 50 and "a mirror image" in mirrored["reason"]
+    assert result["duplicates"]["altered"] == 1 and len(result["group_list"]) == result["groups"] == 2
+
+    rows = pq.read_table(tmp_path / "out" / "groups.parquet").to_pylist()
+    assert sum(row["freed_bytes"] for row in rows) == result["freed_bytes"]
+    (row,) = (row for row in rows if row["duplicate_kind"] == "altered")
+    assert (row["inliers"], row["freed_bytes"]) == (mirrored["inliers"], 0)
+    assert row["similarity"] == pytest.approx(mirrored["similarity"])
+    page = (tmp_path / "out" / "duplicates.html").read_text()
+    assert page.count("data:image/webp;base64,") == len(rows) and "Altered copies" in page
+    assert f"similarity {row['similarity']:.2f}, {row['inliers']} points" in page
+
+
 def test_exact_only_and_plain_output(source, capsys):
     assert main(["dedup", str(source), "--kind", "exact"]) == 0
     out = capsys.readouterr()
@@ -112,6 +133,8 @@ def test_similar_finds_the_copies_first(source, tmp_path, capsys):
     [
         (["dedup", "SOURCE", "--distance", "40"], 2, "--distance 40"),
         (["dedup", "gs://bucket"], 2, "neither s3:// nor a local folder"),
+        (["dedup", "SOURCE", "--dedup-embedding", "vgg16"], 2, "--dedup-embedding no embedding 'vgg16'"),
+        (["dedup", "SOURCE", "--dedup-embedding", "copy", "--kind", "exact"], 2, "exclude each other"),
         (["similar", "nowhere.jpg", "SOURCE"], 2, "not a file"),
         (["similar", "SOURCE/notes.txt", "SOURCE"], 1, "can't be read as a picture"),
         (["dedup", "SOURCE/missing"], 1, "can't list"),
