@@ -41,7 +41,7 @@ from flows.console import Progress, WorkFailed, WrongUsage, say
 from flows.settings import RunSettings, deadline_after
 from tasks import listing, plan, publish, state, summary
 from tasks.lease import Lease, LeaseHeld, LeaseLost
-from tasks.models import NoModel, codec_model, copy_model
+from tasks.models import NoModel, codec_model, copy_model, embedding_of
 from tasks.shards import Step
 from tasks.state import CATALOG_SCHEMA, Night
 from tasks.stores import AlreadyExists, NotFound, ObjectInfo, Store, StoreError, Unavailable, open_store
@@ -94,9 +94,6 @@ def nightly(
 ) -> dict:
     """One night: SOURCE pressed into DEST. Parameters are the options of `nightpress run`; returns the manifest."""
     settings = RunSettings.from_parameters(dict(locals()), "the flow's parameters")
-    if settings.dedup_embedding:
-        hint = "leave it out; `nightpress similar --embedding` uses the networks on single pictures"
-        raise WrongUsage(f"dedup_embedding = {settings.dedup_embedding}: not in the night yet; {hint}")
     store, origin = open_store(settings.dest), open_store(settings.source)
     lease = Lease(store, "a run that is just starting", on_wait=say_waiting)
     try:
@@ -211,7 +208,7 @@ def begin(settings: RunSettings, source: Store, dest: Store, lease: Lease, stack
         }  # fmt: skip
         state.write_json(dest, f"runs/{begun['run_id']}/work/settings.json", begun)
     lease.owner = begun["run_id"]
-    night = night_of(settings, begun["run_id"], model.identity)
+    night = night_of(settings, begun["run_id"], model.identity, the_embedding(settings, dest))
     deadline = deadline_after(settings.deadline).astimezone(UTC) if settings.deadline else None
     course = Course(
         settings, source, dest, night, lease, stack, base, bool(begun.get("fresh")), resumed, begun["started"], deadline
@@ -224,14 +221,27 @@ def begin(settings: RunSettings, source: Store, dest: Store, lease: Lease, stack
     return course
 
 
-def night_of(settings: RunSettings, run_id: str, model: str) -> Night:
-    """What workers need to know of the settings. model: id of the codec's model."""
+def the_embedding(settings: RunSettings, dest: Store) -> str | None:
+    """Night.embedding: what --dedup-embedding asks for, tried before anything is read."""
+    if settings.dedup_embedding is None:
+        return None
+    from tasks.embeddings import EmbeddingError
+
+    try:
+        return embedding_of(dest, settings.dedup_embedding)
+    except EmbeddingError as error:
+        raise WrongUsage(f"--dedup-embedding: {error}") from None
+
+
+def night_of(settings: RunSettings, run_id: str, model: str, embedding: str | None) -> Night:
+    """What workers need to know of the settings. model: id of the codec's model; embedding: `the_embedding`'s."""
     target = settings.target
     return Night(
         run_id=run_id, source=open_store(settings.source).url, dest=open_store(settings.dest).url,
         quality=settings.quality, metric=target.metric if target else None, target=target.value if target else None,
         dedup=settings.dedup, denoise=settings.denoise == "auto", superres=settings.superres == "auto",
         min_gain=settings.min_gain, max_pixels=settings.max_pixels, device=settings.device, model=model,
+        embedding=embedding,
     )  # fmt: skip
 
 
@@ -420,11 +430,11 @@ def the_plan(course: Course, facts: pa.Table, known: pa.Table) -> pa.Table:
     with stage_of(course, "deduplicate", objects=facts.num_rows) as record:
         rounds = iter(range(1_000_000))
 
-        def confirm(pairs: list[tuple[dict, dict]]) -> list[tuple[bool, float | None]]:
+        def confirm(pairs: list[tuple[dict, dict]]) -> list[plan.Answer]:
             return look(course, pairs, look_step(next(rounds)), "n")
 
         def decide() -> list[dict | None]:
-            return plan.find_duplicates(facts, known, course.settings.dedup, confirm)
+            return plan.find_duplicates(facts, known, course.settings.dedup, confirm, proposed_from(course.settings))
 
         found = decide() if course.settings.dedup == "near" else coarse("deduplicate", "find duplicates", decide)
         record["duplicates"] = sum(one is not None for one in found)
@@ -436,7 +446,16 @@ def the_plan(course: Course, facts: pa.Table, known: pa.Table) -> pa.Table:
     return planned
 
 
-def look(course: Course, pairs: list[tuple[dict, dict]], step: Step, prefix: str) -> list[tuple[bool, float | None]]:
+def proposed_from(settings: RunSettings) -> float:
+    """The cosine from which embeddings propose a copy."""
+    if settings.dedup_embedding is None:
+        return 1.0
+    from tasks.embeddings import proposed_from
+
+    return proposed_from(settings.dedup_embedding)
+
+
+def look(course: Course, pairs: list[tuple[dict, dict]], step: Step, prefix: str) -> list[plan.Answer]:
     """Second looks at (keeper, member) pairs on the workers, in their order; those the deadline left out: no."""
     items = plan.look_items(pairs)
     size = max(1, min(8, len(items) // (4 * max(1, course.pool().width))))
@@ -448,8 +467,9 @@ def look(course: Course, pairs: list[tuple[dict, dict]], step: Step, prefix: str
     answers = {}
     for table in do_shards(course, step, jobs).values():
         for row in table.to_pylist():
-            answers[row["keeper_key"], row["key"]] = (row["alike"], row["psnr"])
-    return [answers.get((keeper["key"], member["key"]), (False, None)) for keeper, member in pairs]
+            answer = plan.Answer(row["alike"], row["psnr"], row["keeper_turn"], row["keeper_box"])
+            answers[row["keeper_key"], row["key"]] = answer
+    return [answers.get((keeper["key"], member["key"]), plan.Answer(False)) for keeper, member in pairs]
 
 
 def share_budget(course: Course, planned: pa.Table) -> pa.Table:
@@ -545,7 +565,7 @@ def waiting(rows: pa.Table, among: np.ndarray) -> pa.Table:
 INHERITED = ("output_key", "output_offset", "output_length", "output_sha256", "codec", "model")
 STANDALONE = {
     "status": None, "reason": None, "keeper_key": None, "duplicate_kind": None, "hamming_distance": None,
-    "psnr_source": None,
+    "psnr_source": None, "keeper_turn": None, "keeper_box": None,
 }  # fmt: skip
 
 
@@ -572,12 +592,12 @@ def follow_keepers(course: Course, rows: pa.Table, known: pa.Table, checked: boo
     for place, member in zip(copies.tolist(), members, strict=True):
         keeper = keepers.get(member["keeper_key"])
         seen = agreement.get((member["keeper_key"], member["sha256"]))
-        if keeper is None or (seen and not (seen[0] and seen[1] is not None and seen[1] >= LEAST_PSNR)):
+        if keeper is None or (seen and not (seen.alike and seen.psnr is not None and seen.psnr >= LEAST_PSNR)):
             changes[place] = dict(STANDALONE)
         elif keeper["status"] == "compressed":
             inherited = {name: keeper[name] for name in INHERITED}
             if seen:
-                inherited["psnr_source"] = seen[1]
+                inherited["psnr_source"] = seen.psnr
             elif member["duplicate_kind"] != "near":
                 inherited["psnr_source"] = keeper["psnr_source"]
             changes[place] = inherited | {"denoised": False, "stored_bytes": 0}
@@ -587,7 +607,7 @@ def follow_keepers(course: Course, rows: pa.Table, known: pa.Table, checked: boo
 
 
 def check_near(course: Course, members: list[dict], keepers: dict[str, dict]) -> dict:
-    """(keeper key, sha256) -> (compared, PSNR) for near duplicates of compressed keepers, each content once."""
+    """(keeper key, sha256) -> second look for near duplicates of compressed keepers, each content once."""
     pairs, asked = [], {}
     for member in members:
         keeper = keepers.get(member["keeper_key"])

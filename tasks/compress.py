@@ -23,8 +23,7 @@ from codec.coder import CodecError
 from codec.pixels import Picture, PictureError, open_picture
 from tasks import restoration
 from tasks.inspect import MAX_BYTES, failure
-from tasks.models import NoModel, codec_model
-from tasks.second_look import model_folder
+from tasks.models import NoModel, codec_model, local_copy
 from tasks.shards import Stopwatch
 from tasks.state import CATALOG_SCHEMA, Night, store_of, table_of
 from tasks.stores import Changed, StoreError
@@ -137,7 +136,8 @@ def network(night: Night):
     try:
         if own.identity == night.model:
             return coder.get_model(own.path, device=night.device)
-        return coder.get_model(night.model, device=night.device, folders=[model_folder(night.dest, night.model)])
+        folder = local_copy(store_of(night.dest), f"models/{night.model}.safetensors").parent
+        return coder.get_model(night.model, device=night.device, folders=[str(folder)])
     except (CodecError, ValueError, KeyError, RuntimeError) as error:
         raise NoModel(f"the codec's model {night.model} ({own.path}) can't be used: {error}") from error
 

@@ -17,6 +17,7 @@ from codec.pixels import BrokenPicture, NotAPicture, Picture, PictureError, Unca
 from tasks.duplicates import true_pixels
 from tasks.fingerprint import hashes_of
 from tasks.listing import listed_row
+from tasks.models import local_copy
 from tasks.restoration import decide
 from tasks.shards import Stopwatch
 from tasks.state import CATALOG_SCHEMA, Night, store_of, table_of
@@ -61,7 +62,7 @@ def inspect_object(night: Night, item: dict, fetched) -> dict:
             row["metadata"] = json.dumps(head.metadata) if head.metadata else None
             row["headers"] = json.dumps(head.headers) if head.headers else None
         picture = open_picture(data, night.max_pixels)
-        row |= facts(picture, night.denoise)
+        row |= facts(picture, night.denoise) | vector(night, picture.image)
     except StoreError as error:
         row |= failure(error, str(error)) | {"retry": True}
     except NotAPicture as error:
@@ -90,6 +91,22 @@ def facts(picture: Picture, denoise: bool) -> dict:
         "exif_bytes": len(picture.exif or b""), "true_pixels": true_pixels(image),
         "jpeg_quality": picture.jpeg_quality,
     }  # fmt: skip
+
+
+def vector(night: Night, image: Image.Image) -> dict:
+    """The picture's embedding, where the night compares them."""
+    if night.embedding is None:
+        return {}
+    embedder = embedder_of(night.dest, night.embedding)
+    return {"embedding": embedder.embed([image])[0].astype(np.float16).tobytes(), "embedding_id": embedder.id}
+
+
+@lru_cache(2)
+def embedder_of(dest: str, embedding: str):
+    """The network that Night.embedding names, loaded once per process. Raises EmbeddingError, StoreError."""
+    from tasks.embeddings import KINDS, open_embedder
+
+    return open_embedder(embedding if embedding in KINDS else str(local_copy(store_of(dest), embedding)))
 
 
 @lru_cache(256)

@@ -1,9 +1,10 @@
-"""The codec's model as the night handles it: which file it is, and its copy under DEST/models.
+"""Models as the night handles them: which file the codec's is, its copy under DEST/models, a user's own network.
 
 Knows files and hashes only and loads no network: a night with nothing to do must not pay for one. The rule for which
 file is the default one is codec/coder.py's.
 """
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -49,6 +50,35 @@ def _codec_model(named: str | None) -> ModelFile:
 
 def identity_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def embedding_of(dest: Store, named: str | None) -> str | None:
+    """What workers are told of --dedup-embedding: the kind, or the key under DEST that a FILE.onnx was copied to.
+
+    Raises EmbeddingError where the network can't be used.
+    """
+    from tasks.embeddings import KINDS, open_embedder
+
+    if named is None or named in KINDS:
+        return named
+    key = f"models/{open_embedder(named).id}.onnx"
+    if not dest.exists(key):
+        with contextlib.suppress(AlreadyExists):
+            dest.write(key, Path(named).read_bytes(), content_type="application/octet-stream")
+    return key
+
+
+def local_copy(dest: Store, key: str) -> Path:
+    """A file under DEST/models on this machine, fetched on first use. Raises StoreError."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightpress" / "models"
+    file = base / key.rpartition("/")[2]
+    if not file.exists():
+        data = dest.read(key)
+        base.mkdir(parents=True, exist_ok=True)
+        part = base / f".{file.name}.{os.getpid()}"
+        part.write_bytes(data)
+        part.replace(file)
+    return file
 
 
 def copy_model(dest: Store, identity: str) -> None:

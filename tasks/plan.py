@@ -6,6 +6,7 @@ rates.py.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,22 +19,41 @@ NEAR_DISTANCE = 7  # bits of pHash within which every pair is found and looked a
 RANKED = (
     "key", "width", "height", "format", "true_pixels", "source_bytes", "exif_bytes", "modified", "error", "status",
     "sha256", "pixel_sha256", "colour_sha256", "phash", "etag", "size", "at_source", "output_key", "output_offset",
-    "output_length",
+    "output_length", "embedding_id",
 )  # fmt: skip
 MEMBERS = 32  # of one keeper in one item of second looks
 BYTES_PER_PIXEL = 90  # memory that a picture takes at its worst while it is compressed
 FAN = 32  # known keepers with one and the same hash that a new picture is held against
 
-Confirm = Callable[[list[tuple[dict, dict]]], list[tuple[bool, float | None]]]
+CUT = "cut from "  # in the reason of duplicates that show a part of their keeper, or the keeper turned
+TURNED = {  # by EXIF's orientation value, as views.py counts turns; after the keeper's name
+    1: "", 2: ", mirrored", 3: ", turned by 180°", 4: ", upside down and mirrored", 5: ", on its side and mirrored",
+    6: ", turned by 90° to the right", 7: ", on its side and mirrored", 8: ", turned by 90° to the left",
+}  # fmt: skip
 
 
-def find_duplicates(new: pa.Table, known: pa.Table, dedup: str, confirm: Confirm) -> list[dict | None]:
+class Answer(NamedTuple):
+    """A second look's outcome. psnr in dB; turn, box: the view (views.py) of a keeper that has to be cut or turned."""
+
+    alike: bool
+    psnr: float | None = None
+    turn: int | None = None
+    box: list[float] | None = None
+
+
+Confirm = Callable[[list[tuple[dict, dict]]], list[Answer]]
+
+
+def find_duplicates(
+    new: pa.Table, known: pa.Table, dedup: str, confirm: Confirm, least: float = 1.0
+) -> list[dict | None]:
     """For each row of `new`: None, or what makes it a duplicate (columns to set).
 
     new: rows of this night, status null (pictures) or `kept` (sound, but not carried by the codec: exact copies
     only). known: rows of earlier nights that stay, status compressed or kept; they remain keepers. dedup: off,
-    exact or near; pixel-equal pictures are found from `exact` on. confirm: the second look, on (keeper, member)
-    pairs -> (alike, psnr). The outcome does not depend on the order of rows.
+    exact or near; pixel-equal pictures are found from `exact` on; embeddings propose where rows have them, from the
+    cosine `least` on. confirm: the second look, on (keeper, member) pairs. The outcome does not depend on the order
+    of rows.
     """
     n = new.num_rows
     found: list[dict | None] = [None] * n
@@ -70,7 +90,9 @@ def find_duplicates(new: pa.Table, known: pa.Table, dedup: str, confirm: Confirm
     pictures = by_value("pixel", pixels, pictures)
     if dedup == "near":
         pictures = [i for i in pictures if rows[i]["phash"]]
-        for i, duplicate in near_duplicates([rows[i] for i in pictures], earlier, confirm).items():
+        vectors = vectors_of(new.take(pa.array(pictures, pa.int64())))
+        chosen = [rows[i] for i in pictures]
+        for i, duplicate in near_duplicates(chosen, vectors, earlier, confirm, least).items():
             found[pictures[i]] = duplicate
     for i in copy_of:  # copies of what has become a copy itself belong to that one's keeper
         top = copy_of[i]
@@ -128,8 +150,30 @@ class Earlier:
         return places[chosen], codes[chosen]
 
 
-def near_duplicates(rows: list[dict], earlier: Earlier, confirm: Confirm) -> dict[int, dict]:
-    """Place in `rows` -> what makes it a near duplicate, by pHash within NEAR_DISTANCE and the second look."""
+    def embedded(self, network: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """(places, float32 vectors or None) of keepers that have an embedding by this network."""
+        places = np.flatnonzero(pc.fill_null(pc.equal(self.held["embedding_id"], network), False).to_numpy())
+        if not places.size:
+            return places, None
+        chosen, vectors, _ = vectors_of(self.held.take(pa.array(places)))
+        return places[chosen], vectors
+
+
+def vectors_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """(places, float32 vectors, network) of the rows that have an embedding; all of one table are of one network."""
+    places = np.flatnonzero(pc.is_valid(table["embedding"]).to_numpy())
+    if not places.size:
+        return places, np.empty((0, 0), np.float32), None
+    chosen = table.take(pa.array(places))
+    values = np.frombuffer(b"".join(chosen["embedding"].to_pylist()), np.float16)
+    return places, values.reshape(len(places), -1).astype(np.float32), chosen["embedding_id"][0].as_py()
+
+
+def near_duplicates(
+    rows: list[dict], vectors: tuple, earlier: Earlier, confirm: Confirm, least: float
+) -> dict[int, dict]:
+    """Place in `rows` -> what makes it a near duplicate, by the second look at what two signals propose: pHash within
+    NEAR_DISTANCE, and embeddings (`vectors`, as vectors_of gives them) from the cosine `least` on."""
     if not rows:
         return {}
     n = len(rows)
@@ -138,41 +182,57 @@ def near_duplicates(rows: list[dict], earlier: Earlier, confirm: Confirm) -> dic
     within = candidates(codes, rank, NEAR_DISTANCE)
     places, known_codes = earlier.hashed()
     i, k, d = pairs_between(codes, known_codes, NEAR_DISTANCE) if places.size else (np.empty(0, np.int64),) * 3
-    keepers = {int(one): earlier.row(int(places[one])) for one in np.unique(k)}
-    used = np.array(sorted(keepers), np.int64)
+    a, b, apart = embedded_pairs(vectors, earlier, n, least)
+    used = np.unique(np.concatenate([places[k], b[b >= n] - n]))  # places of the known keepers that matter
+    everyone = rows + [earlier.row(int(place)) for place in used]
+    b = np.where(b >= n, n + np.searchsorted(used, b - n), b)
     pairs = (
-        np.concatenate([within[0], n + np.searchsorted(used, k)]),
-        np.concatenate([within[1], i]),
-        np.concatenate([within[2], d]),
+        np.concatenate([within[0], n + np.searchsorted(used, places[k]), a]),
+        np.concatenate([within[1], i, b]),
+        np.concatenate([within[2], d, apart]),
     )
-    everyone = rows + [keepers[int(one)] for one in used]
     ranks = rank + [keeper_rank(row) for row in everyone[n:]]
-    agreement: dict[tuple[int, int], float | None] = {}
+    proposed = {frozenset(pair) for pair in zip(a.tolist(), b.tolist(), strict=True)}
+    answers: dict[tuple[int, int], Answer] = {}
 
     def second_look(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
         pairs = list(zip(better.tolist(), worse.tolist(), strict=True))
         # Restore gives the keeper's colour profile: pixels that are to be seen otherwise are no copy.
         asked = [(a, b) for a, b in pairs if everyone[a]["colour_sha256"] == everyone[b]["colour_sha256"]]
-        seen = confirm([(everyone[a], everyone[b]) for a, b in asked]) if asked else []
-        agreement.update({pair: value for pair, (_, value) in zip(asked, seen, strict=True)})
-        alike = {pair for pair, (same, _) in zip(asked, seen, strict=True) if same}
-        return np.array([pair in alike for pair in pairs], bool)
+        questions = [(everyone[a], everyone[b] | {"by_embedding": frozenset((a, b)) in proposed}) for a, b in asked]
+        answers.update(zip(asked, confirm(questions) if asked else [], strict=True))
+        return np.array([pair in answers and answers[pair].alike for pair in pairs], bool)
 
     keeper = settle(len(everyone), ranks, pairs, second_look)
-    all_codes = np.concatenate([codes, known_codes[used]])
     found = {}
     for member in np.flatnonzero(keeper[:n] >= 0).tolist():
         place = int(keeper[member])
-        apart = int(all_codes[member] ^ all_codes[place]).bit_count()
-        found[member] = made_duplicate(everyone[place], rows[member], "near", apart)
-        found[member]["psnr_source"] = agreement.get((place, member))
+        answer = answers[place, member]
+        apart = (int(rows[member]["phash"], 16) ^ int(everyone[place]["phash"], 16)).bit_count()
+        found[member] = made_duplicate(everyone[place], rows[member], "near", apart, answer.turn)
+        found[member] |= {"psnr_source": answer.psnr, "keeper_turn": answer.turn, "keeper_box": answer.box}
     return found
 
 
-def made_duplicate(keeper: dict, member: dict, kind: str, apart: int) -> dict:
+def embedded_pairs(vectors: tuple, earlier: Earlier, n: int, least: float) -> tuple[np.ndarray, ...]:
+    """Pairs of which embeddings say that one may be cut from the other: (place in rows, place in rows or n + place
+    among the earlier, distance), the distance above every hash's, so that the hashes' pairs are asked about first."""
+    places, new, network = vectors
+    if network is None:
+        return (np.empty(0, np.int64),) * 3
+    from tasks.embeddings import embedding_candidates
+
+    known_places, known = earlier.embedded(network)
+    a, b, similarity = embedding_candidates(new, known, least=least)
+    among = np.concatenate([places, n + known_places])
+    return among[a], among[b], 64 + np.rint(100 * (1 - similarity)).astype(np.int64)
+
+
+def made_duplicate(keeper: dict, member: dict, kind: str, apart: int, turn: int | None = None) -> dict:
+    words = f"{WORDS[kind]} {keeper['key']}" if turn is None else f"{CUT}{keeper['key']}{TURNED[turn]}"
     return {
         "status": "duplicate", "keeper_key": keeper["key"], "duplicate_kind": kind, "hamming_distance": apart,
-        "reason": f"{WORDS[kind]} {keeper['key']}, which stays: {keeper_reason(keeper, member)}",
+        "reason": f"{words}, which stays: {keeper_reason(keeper, member)}",
     }  # fmt: skip
 
 
@@ -186,7 +246,7 @@ def look_items(pairs: list[tuple[dict, dict]]) -> list[dict]:
     """(keeper row, member row) pairs, as items of at most MEMBERS members of one keeper, in order of keys."""
     by_keeper: dict[str, tuple[dict, list[dict]]] = {}
     for keeper, member in pairs:
-        slim = {name: member.get(name) for name in NEEDED}
+        slim = {name: member.get(name) for name in (*NEEDED, "by_embedding", "keeper_turn", "keeper_box")}
         by_keeper.setdefault(keeper["key"], ({name: keeper.get(name) for name in NEEDED}, []))[1].append(slim)
     out = []
     for key in sorted(by_keeper):

@@ -4,7 +4,7 @@
                                                   -> kept originals copied from SOURCE, checked, byte for byte
 
 Here: names, checks, what is already there, the order of work. Left to others: decoding (codec), how a duplicate is
-brought to its own size (duplicates.brought_to), the command line (flows/commands/restore.py).
+made of its keeper (views.given_back), the command line (flows/commands/restore.py).
 
 Names in OUT. A decoded picture is a new PNG: `photo.jpg` comes back as `photo.jpg.png`, `photo.png` as `photo.png`.
 What is copied keeps its key. Where two keys would meet in one name (`a.jpg` beside `a.jpg.png`), the one that needs no
@@ -35,8 +35,10 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageChops
 
+from tasks.plan import CUT
 from tasks.state import CATALOG_SCHEMA, fitted, latest_manifest, read_catalog, read_json, read_table, run_ids
 from tasks.stores import (
     OWN_NAMES,
@@ -60,9 +62,11 @@ COPIES = 16  # copies from SOURCE at once
 PIXELS = 100_000_000  # decoded pixels in flight, all threads together (about 10 bytes each)
 NO_LIMIT = 1 << 40  # pixels: what the run took, restore takes
 TOGETHER = 64 << 20  # bytes of a pack that are read at once
+UNKNOWN_TURN = 0  # of a row that is cut from its keeper, where only the report is left
 COLUMNS = (
     "key", "status", "reason", "output_key", "output_offset", "output_length", "output_sha256", "width", "height",
     "mode", "sha256", "keeper_key", "duplicate_kind", "model", "etag", "size", "content_type", "metadata", "headers",
+    "keeper_turn", "keeper_box",
 )  # fmt: skip
 
 
@@ -154,7 +158,10 @@ def state_after(dest: Store, manifest: dict) -> pa.Table:
     keys = sorted(info.key for info in dest.list(folder) if info.key.endswith(".parquet"))
     if not keys:
         raise CannotRestore(f"{dest.url}: run {manifest['run_id']} has neither its catalog nor its report any more")
-    return pa.concat_tables([fitted(read_table(dest, key), CATALOG_SCHEMA) for key in keys])
+    table = pa.concat_tables([fitted(read_table(dest, key), CATALOG_SCHEMA) for key in keys])
+    cut = pc.fill_null(pc.match_substring(table["reason"], CUT), False)
+    turns = pc.if_else(cut, pa.scalar(UNKNOWN_TURN, pa.int32()), table["keeper_turn"])
+    return table.set_column(table.schema.get_field_index("keeper_turn"), "keeper_turn", turns)
 
 
 def chosen_rows(catalog: list[dict], keys: Iterable[str] | None, run_id: str) -> list[dict]:
@@ -524,13 +531,18 @@ class Restoration:
 def png(picture, row: dict) -> bytes:
     """The decoded keeper as row's own picture: its width x height, grey where it was grey, in PNG."""
     from codec.pixels import picture_bytes
-    from tasks.duplicates import brought_to
+    from tasks.views import given_back
 
+    if row["keeper_turn"] == UNKNOWN_TURN:
+        raise StoreError(
+            f"{row['key']} is cut from {row['keeper_key']}, and the catalog that says where is gone; "
+            "restore catalog/ from a version or a backup"
+        )
     size = (row["width"] or picture.width, row["height"] or picture.height)
     mode = picture.image.mode
     if row["status"] == "duplicate" and row["mode"]:
         mode = ("L" if row["mode"] in ("1", "L", "LA") else "RGB") + ("A" if mode.endswith("A") else "")
-    return picture_bytes(replace(picture, image=brought_to(picture.image, size, mode)))
+    return picture_bytes(replace(picture, image=given_back(picture.image, row, size, mode)))
 
 
 def made_of(row: dict) -> str:
@@ -538,7 +550,8 @@ def made_of(row: dict) -> str:
     if row["output_key"] is None:
         return f"copy {row['sha256'] or row['etag']}"
     where = row["output_sha256"] or f"{row['output_key']}@{row['output_offset'] or 0}"
-    return f"npi {where} {row['width']}x{row['height']}"
+    view = f" {row['keeper_turn']} {row['keeper_box']}" if row["keeper_box"] is not None else ""
+    return f"npi {where} {row['width']}x{row['height']}{view}"
 
 
 def described(row: dict, *, decoded: bool) -> tuple[str | None, dict[str, str], dict[str, str]]:

@@ -1,25 +1,25 @@
 """Second looks on workers: is a member really a copy of its keeper, and what would it come back as?
 
 Two steps over pairs grouped by keeper. LOOK compares originals before anything is compressed and confirms what the
-hashes propose. CHECK compares the keeper's decoded bitstream with each member's own pixels, which is what restore
-will give back; who fails there is compressed itself. The rules are duplicates.py's, which pairs are asked about is
+hashes propose; for what embeddings propose it also looks for a view: a part of the keeper, or the keeper turned.
+CHECK compares the keeper's decoded bitstream with each member's own pixels, which is what restore will give back;
+who fails there is compressed itself. The rules are duplicates.py's and views.py's, which pairs are asked about is
 plan.py's.
 """
 
-import functools
 import math
-import os
-from pathlib import Path
 
 import pyarrow as pa
 from PIL import Image
 
 from codec.metrics import psnr
 from codec.pixels import PictureError, open_picture
-from tasks.duplicates import brought_to, look_alike
+from tasks.duplicates import look_alike
 from tasks.inspect import MAX_BYTES
+from tasks.models import local_copy
 from tasks.state import Night, store_of, table_of
 from tasks.stores import StoreError
+from tasks.views import View, find_view, given_back
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -28,6 +28,8 @@ PAIRS_SCHEMA = pa.schema(
         ("alike", pa.bool_()),
         ("psnr", pa.float64()),  # dB, keeper at the member's size against the member's pixels; null: not compared
         ("why", pa.string()),
+        ("keeper_turn", pa.int32()),  # the view through which the keeper shows the member; null: the whole
+        ("keeper_box", pa.list_(pa.float64())),
     ]
 )
 
@@ -56,21 +58,8 @@ def decoded(night: Night, data: bytes) -> Image.Image:
     try:
         return decode(data, device=night.device)
     except UnknownModel:
-        return decode(data, device=night.device, models=[model_folder(night.dest, info(data)["model"])])
-
-
-@functools.cache
-def model_folder(dest: str, identity: str) -> str:
-    """A local folder with the model of that id in it, fetched from DEST/models on first use."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightpress" / "models"
-    file = base / f"{identity}.safetensors"
-    if not file.exists():
-        data = store_of(dest).read(f"models/{identity}.safetensors")
-        base.mkdir(parents=True, exist_ok=True)
-        part = base / f".{identity}.{os.getpid()}"
-        part.write_bytes(data)
-        part.replace(file)
-    return str(base)
+        model = local_copy(store_of(night.dest), f"models/{info(data)['model']}.safetensors")
+        return decode(data, device=night.device, models=[str(model.parent)])
 
 
 def look(night: Night, item: dict, fetched) -> list[dict]:
@@ -83,8 +72,11 @@ def look(night: Night, item: dict, fetched) -> list[dict]:
     rows = []
     for member in item["members"]:
         try:
-            seen = look_alike(keeper, original(night, member))
-            rows += answers(item | {"members": [member]}, seen.alike, seen.why, seen.psnr)
+            own, view = original(night, member), None
+            seen = look_alike(keeper, own)
+            if not seen.alike and member["by_embedding"] and (found := find_view(keeper, own)):
+                view, seen = found
+            rows += answers(item | {"members": [member]}, seen.alike, seen.why, seen.psnr, view)
         except (StoreError, PictureError) as error:
             rows += answers(item | {"members": [member]}, False, f"could not be compared: {error}")
     return rows
@@ -101,19 +93,20 @@ def check(night: Night, item: dict, fetched) -> list[dict]:
         one = item | {"members": [member]}
         try:
             own = original(night, member)
-            value = psnr(brought_to(keeper, own.size, own.mode), own)
+            value = psnr(given_back(keeper, member, own.size, own.mode), own)
             rows += answers(one, True, f"comes back at {value:.1f} dB", value)
         except (StoreError, PictureError) as error:
             rows += answers(one, False, f"could not be compared: {error}")
     return rows
 
 
-def answers(item: dict, alike: bool, why: str, value: float | None = None) -> list[dict]:
+def answers(
+    item: dict, alike: bool, why: str, value: float | None = None, view: View | None = None
+) -> list[dict]:
     value = None if value is None or math.isnan(value) else value
-    return [
-        {"keeper_key": item["keeper"]["key"], "key": member["key"], "alike": alike, "psnr": value, "why": why}
-        for member in item["members"]
-    ]
+    answer = {"keeper_key": item["keeper"]["key"], "alike": alike, "psnr": value, "why": why}
+    answer |= {"keeper_turn": view.turn, "keeper_box": list(view.box)} if view else {}
+    return [answer | {"key": member["key"]} for member in item["members"]]
 
 
 def lost(night: Night, item: dict, why: str) -> list[dict]:

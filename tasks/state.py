@@ -48,6 +48,10 @@ CATALOG_SCHEMA = pa.schema(
         ("exif_bytes", pa.int64()),
         ("true_pixels", pa.int64()),  # less than width * height where the picture is an enlargement
         ("jpeg_quality", pa.int32()),
+        ("keeper_turn", pa.int32()),  # how a near duplicate is cut from its keeper (views.py); null: it shows the whole
+        ("keeper_box", pa.list_(pa.float64())),  # left, top, right, bottom in pixels of the turned keeper
+        ("embedding", pa.binary()),  # float16, of length 1, by the network embedding_id; null: none was asked for
+        ("embedding_id", pa.string()),
         ("at_source", pa.bool_()),  # false: removed there since; what lies under DEST still gives it back
         ("retry", pa.bool_()),  # the next night tries again although the object is unchanged
     ]
@@ -65,6 +69,7 @@ class Night:
     metric: str | None = None  # psnr, ms-ssim
     target: float | None = None
     dedup: str = "near"
+    embedding: str | None = None  # copy, classifier, autoencoder, or the key under DEST of a user's own network
     denoise: bool = True
     superres: bool = False
     min_gain: float = 10.0  # percent

@@ -18,6 +18,7 @@ import skimage.data
 from PIL import Image
 
 from codec import decode
+from codec.metrics import psnr
 from flows.console import WorkFailed, WrongUsage
 from flows.settings import RunSettings
 from tasks import publish, state
@@ -313,6 +314,76 @@ def test_refusals(night, first, second, bucket, tmp_path):
         night(tmp_path, first[0])
     with pytest.raises(WrongUsage, match="overlap"):
         night(bucket[0], bucket[0] / "dest")
+
+
+@pytest.fixture(scope="module")
+def mean_colour(tmp_path_factory):
+    """A user's own network: a picture's mean colour. It proposes nearly every pair; the second look has to choose."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    shape = ["n", 3, 16, 16]
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)], "mean",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.array([2, 3], np.int64), "axes")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    for name, values in {"mean": "0 0 0", "std": "1 1 1"}.items():
+        model.metadata_props.add(key=name, value=values)
+    path = tmp_path_factory.mktemp("network") / "mean.onnx"
+    onnx.save(model, path)
+    return str(path)
+
+
+def test_embeddings_find_crops_and_turned_copies_that_come_back(night, mean_colour, tmp_path):
+    from tasks.restore import restore
+
+    cat, cup = photograph("chelsea.png"), photograph("coffee.png")
+    part = cat.crop((70, 40, 370, 270))
+    source, dest = tmp_path / "source", tmp_path / "dest"
+    originals = {"cat.png": cat, "cup.png": cup}
+    copies = {"part.png": part, "mirror.jpg": cup.transpose(Image.Transpose.FLIP_LEFT_RIGHT)}
+    files = {key: saved(image, "PNG") for key, image in originals.items()}
+    files |= {"part.png": saved(part, "PNG"), "mirror.jpg": saved(copies["mirror.jpg"], "JPEG", quality=90)}
+    put(source, files | {"leaning.png": saved(cat.rotate(8, Image.Resampling.BICUBIC), "PNG")})
+    manifest, rows = night(source, dest, dedup_embedding=mean_colour)
+    assert {key: row["keeper_key"] for key, row in rows.items()} == {
+        "cat.png": None, "cup.png": None, "part.png": "cat.png", "mirror.jpg": "cup.png", "leaning.png": None,
+    }  # fmt: skip
+    assert rows["part.png"]["reason"].startswith("cut from cat.png, which stays: larger")
+    assert rows["mirror.jpg"]["reason"].startswith("cut from cup.png, mirrored, which stays")
+    catalog = {row["key"]: row for row in state.read_catalog(open_store(str(dest)), manifest).to_pylist()}
+    assert catalog["part.png"]["keeper_box"] == [70.0, 40.0, 370.0, 270.0] and catalog["mirror.jpg"]["keeper_turn"] == 2
+    assert (dest / f"models/{catalog['cat.png']['embedding_id']}.onnx").read_bytes() == Path(mean_colour).read_bytes()
+    put(source, {"new part.jpg": saved(cat.crop((10, 30, 300, 280)), "JPEG", quality=95)})  # of what was there before
+    manifest, rows = night(source, dest, dedup_embedding=mean_colour)
+    assert rows["new part.jpg"]["keeper_key"] == "cat.png" and "cut from cat.png" in rows["new part.jpg"]["reason"]
+    outcome = restore(str(dest), str(tmp_path / "out"))
+    assert not outcome.failures
+    for key in ("part.png", "mirror.jpg", "new part.jpg"):
+        name = key if key.endswith(".png") else key + ".png"
+        own, back = Image.open(source / key).convert("RGB"), Image.open(tmp_path / "out" / name)
+        assert back.size == own.size and psnr(back, own) == pytest.approx(rows[key]["psnr_source"], abs=0.05)
+        assert rows[key]["psnr_source"] >= 30
+    shutil.rmtree(dest / "catalog")  # the report alone does not say where a part was cut from: it is refused, not wrong
+    outcome = restore(str(dest), str(tmp_path / "again"))
+    assert [key for key, _ in outcome.failures] == ["mirror.jpg", "new part.jpg", "part.png"]
+    assert all("catalog" in why for _, why in outcome.failures)
+
+
+def test_embedding_networks_are_tried_before_anything_is_read(night, bucket, tmp_path):
+    (tmp_path / "text.onnx").write_text("no network")
+    with pytest.raises(WrongUsage, match="can't be loaded as an ONNX network"):
+        night(bucket[0], tmp_path / "dest", dedup_embedding=str(tmp_path / "text.onnx"))
+    assert not list(tmp_path.glob("dest/runs/*/manifest.json"))
+    manifest, rows = night(bucket[0], tmp_path / "dest", dedup_embedding="copy", include=["cat/*"])
+    catalog = state.read_catalog(open_store(str(tmp_path / "dest")), manifest)
+    assert all(len(vector.as_py()) == 256 for vector in catalog["embedding"])
+    assert {key: row["keeper_key"] for key, row in rows.items()} == {
+        key: None if key == "cat/cat.tiff" else "cat/cat.tiff" for key in EXPECTED if key.startswith("cat/")
+    }
 
 
 def test_one_night_at_a_time(night, bucket, tmp_path):

@@ -21,11 +21,11 @@ def row(key, sha=None, pixels=None, phash="0" * 16, **more):
 
 
 def yes(pairs):
-    return [(True, 40.0)] * len(pairs)
+    return [plan.Answer(True, 40.0)] * len(pairs)
 
 
 def no(pairs):
-    return [(False, 20.0)] * len(pairs)
+    return [plan.Answer(False, 20.0)] * len(pairs)
 
 
 def found(rows, known=(), dedup="near", confirm=yes):
@@ -125,7 +125,7 @@ def test_the_order_of_rows_changes_nothing(seed):
     rows = [{**by_sha[one["sha256"]], "key": one["key"], "modified": THEN} for one in rows]
 
     def confirm(pairs):
-        return [(hash((a["sha256"], b["sha256"])) % 3 > 0, 35.0) for a, b in pairs]
+        return [plan.Answer(hash((a["sha256"], b["sha256"])) % 3 > 0, 35.0) for a, b in pairs]
 
     expected = found(rows, confirm=confirm)
     keepers = {one[0] for one in expected.values() if one}
@@ -156,3 +156,37 @@ def test_another_colour_profile_is_no_near_copy():
     plain, tagged = row("a.png"), row("b.jpg", colour_sha256="c" * 64)
     assert found([plain, tagged]) == {"a.png": None, "b.jpg": None}
     assert found([plain | {"colour_sha256": "c" * 64}, tagged])["b.jpg"] is not None
+
+
+def embedded(key, angle, **columns):
+    """A row whose embedding points in this direction, far from all others by its hash."""
+    vector = np.array([np.cos(angle), np.sin(angle)], np.float16)
+    name = columns.pop("network", "net")
+    return row(key, phash=far(ord(key[0])), embedding=vector.tobytes(), embedding_id=name, **columns)
+
+
+def test_embeddings_propose_what_hashes_miss():
+    rows = [embedded("a", 0.0, source_bytes=5000), embedded("b", 0.1), embedded("c", 1.5)]
+    asked = []
+
+    def confirm(pairs):
+        asked.extend((keeper["key"], member["key"], member["by_embedding"]) for keeper, member in pairs)
+        return [plan.Answer(True, 33.0, 2, [1.0, 2.0, 30.0, 40.0])] * len(pairs)
+
+    table = table_of(rows, CATALOG_SCHEMA)
+    a, b, c = plan.find_duplicates(table, CATALOG_SCHEMA.empty_table(), "near", confirm, 0.8)
+    assert a is None and c is None and asked == [("a", "b", True)]
+    assert (b["keeper_key"], b["duplicate_kind"], b["psnr_source"]) == ("a", "near", 33.0)
+    assert (b["keeper_turn"], b["keeper_box"]) == (2, [1.0, 2.0, 30.0, 40.0])
+    assert b["hamming_distance"] == (int(rows[0]["phash"], 16) ^ int(rows[1]["phash"], 16)).bit_count() > 7
+    assert b["reason"].startswith("cut from a, mirrored, which stays: more bytes")
+
+
+def test_embeddings_of_earlier_nights_count_if_the_network_is_the_same():
+    known = table_of([embedded("k", 0.0), embedded("o", 0.0, network="another")], CATALOG_SCHEMA)
+    known = plan.with_columns(known, [{"status": "compressed"}] * 2)
+    new = table_of([embedded("a", 0.05)], CATALOG_SCHEMA)
+    (change,) = plan.find_duplicates(new, known, "near", yes, 0.8)
+    assert change["keeper_key"] == "k" and "earlier night" in change["reason"]
+    (change,) = plan.find_duplicates(table_of([embedded("a", 1.0)], CATALOG_SCHEMA), known, "near", yes, 0.8)
+    assert change is None
