@@ -5,20 +5,26 @@
 Without folders: the photographs that scikit-image's wheel carries, which shows that it runs and no more.
 
 Originals: the pictures of --kodak and the tiles under --tiles whose original is held out from training (by hash of
-INDEX.csv's `original`). From each of --sources of them every attack makes one copy. Each copy is looked up among all
-originals and all other held-out tiles; hard negatives are the other tiles of the same photographs (pairs that share
-area are left out of the count), and that the same words and frames stand on copies of different pictures.
+INDEX.csv's `original`; not where training saw the same photograph in another file). From each of --sources of them
+every attack makes one copy. Each copy is looked up among all originals and all other held-out tiles; hard negatives are
+the other tiles of the same photographs, and that the same words and frames stand on copies of different pictures.
 
 A pair (copy, original) is right or wrong; each method has one threshold for all attacks, the loosest at which 99 % of
-the pairs it accepts are right. The copy network with confirmation looks at the 10 nearest and counts what confirm.py
-confirms. Truth sets (--truth): groups.json and ukbench files as evaluate_duplicates.py reads them, images4 pairs by
-file name; pairs of one group against all others. Results: copies.json and copies.md under --out.
+the pairs it accepts are right. Not counted are pairs that show the same area although neither was made of the other:
+overlapping tiles of one original, and tiles of two files of one photograph, whose names differ in the eight digits of
+the file's hash only. The copy network with confirmation looks at the 10 nearest and counts what confirm.py confirms,
+once ranked by points that agree, and once, `its own rule`, whatever it confirms. Wrong pairs that it confirms are
+printed, and laid side by side under --out, so that labels can be checked by eye.
+
+Truth sets (--truth): groups.json and ukbench files as evaluate_duplicates.py reads them, images4 pairs by file name;
+pairs of one group against all others. Results: copies.json and copies.md under --out.
 """
 
 import argparse
 import csv
 import io
 import json
+import re
 import time
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +41,8 @@ from tasks.fingerprint import fingerprints, hex_to_codes
 
 PRECISION = 0.99
 NEAREST = 10
+CONFIRMED = "copy + confirmation"
+COSINES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 
 
 def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -131,8 +139,16 @@ def threshold_at(scores: np.ndarray, right: np.ndarray) -> float:
     return float(scores[good[-1]]) if good.size else float("inf")
 
 
+def photograph(original: str) -> str:
+    """The photograph's name without the hash of the file it came in: Tunnel-20987970.jpg -> Tunnel.jpg."""
+    return re.sub(r"-[0-9a-f]{8}(?=\.\w+$)", "", original)
+
+
 def shares_area(a: dict, b: dict) -> bool:
-    """Whether two tiles of one photograph overlap; positions are in pixels of each one's reduced photograph."""
+    """Whether two tiles of one photograph overlap, by their lines of INDEX.csv; positions are in pixels of each one's
+    reduced photograph. Of two files of a photograph nothing says how they lie to each other: taken to overlap."""
+    if a["original"] != b["original"]:
+        return True
     spans = []
     for row in (a, b):
         scale, x, y, w, h = (float(row[name]) for name in ("downscale", "x", "y", "w", "h"))
@@ -142,12 +158,14 @@ def shares_area(a: dict, b: dict) -> bool:
 
 
 def held_out_tiles(folders: list[Path]) -> list[tuple[Path, str, dict]]:
-    """(file, name of its photograph, its line of INDEX.csv) of the tiles that training leaves out."""
+    """(file, its photograph, its line of INDEX.csv) of the tiles whose photograph training did not see."""
     lines: dict[Path, dict] = {}
     for index in (p for folder in folders for p in sorted(folder.rglob("INDEX.csv"))):
         with index.open(newline="", encoding="utf-8") as file:
             lines |= {index.parent / row["file"]: row for row in csv.DictReader(file)}
-    return [(path, original, lines[path]) for path, original, held in picture_files(folders) if held]
+    tiles = [(path, photograph(original), held) for path, original, held in picture_files(folders)]
+    trained = {name for _, name, held in tiles if not held}
+    return [(path, name, lines[path]) for path, name, held in tiles if held and name not in trained]
 
 
 def pictures_of(folder: Path | None) -> list[Path]:
@@ -175,6 +193,29 @@ def confirmation(cosine: np.ndarray, copies: list, originals: list, kept: dict) 
     return confirmed
 
 
+def side_by_side(a: Image.Image, b: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (a.width + 8 + b.width, max(a.height, b.height)), "white")
+    sheet.paste(a, (0, 0))
+    sheet.paste(b, (a.width + 8, 0))
+    return sheet
+
+
+def reach(cosines: dict, own: np.ndarray, counted: np.ndarray, confirmed: dict | None) -> list[dict]:
+    """What proposing from a cosine on gives, a row each of COSINES: share of the copies (own) and of the other pairs
+    that reach it; with `confirmed` also recall and precision of what is then confirmed."""
+    rows = []
+    for least in COSINES:
+        near = {name: values >= least for name, values in cosines.items()}
+        row = {"cosine": least, "copies": float(np.mean([close[own].mean() for close in near.values()])),
+               "others": float(np.mean([close[counted & ~own].mean() for close in near.values()]))}  # fmt: skip
+        if confirmed:
+            found = [np.isfinite(confirmed[name]) & near[name] & counted for name in near]
+            hits, accepted = (int(sum(part.sum() for part in parts)) for parts in ([f & own for f in found], found))
+            row |= {"recall": hits / (int(own.sum()) * len(near)), "precision": hits / accepted if accepted else None}
+        rows.append(row)
+    return rows
+
+
 def attacked(args) -> dict:
     """The main table: recall by attack and method."""
     rng = np.random.default_rng(args.seed)
@@ -191,6 +232,7 @@ def attacked(args) -> dict:
         for other, (_, original, line) in enumerate(known):
             if other != source and original == known[source][1]:
                 uncounted[place, other] = shares_area(known[source][2], line)
+    wrong: list[dict] = []
     kept = {}
     facts = described(originals)
     scores: dict[str, dict[str, np.ndarray]] = {}
@@ -199,18 +241,32 @@ def attacked(args) -> dict:
         copies = [attack(originals[source], rng) for source in chosen]
         found = similarities(described(copies), facts)
         if not args.without_confirmation:
-            found["copy + confirmation"] = confirmation(found["copy"], copies, originals, kept)
+            found[CONFIRMED] = points = confirmation(found["copy"], copies, originals, kept)
+            for place, other in np.argwhere(np.isfinite(points) & ~uncounted).tolist():
+                if other != chosen[place]:
+                    pair = [str(Path(*known[at][0].parts[-2:])) for at in (chosen[place], other)]
+                    wrong.append({"attack": name, "copy_of": pair[0], "taken_for": pair[1],
+                                  "inliers": int(points[place, other])})  # fmt: skip
+                    print(f"  wrong: {json.dumps(wrong[-1])}", flush=True)
+                    if args.out:
+                        (args.out / "wrong").mkdir(parents=True, exist_ok=True)
+                        sheet = side_by_side(copies[place], originals[other])
+                        sheet.save(args.out / "wrong" / f"{len(wrong):03d}.webp")
         for method, values in found.items():
             scores.setdefault(method, {})[name] = values
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
     counted = ~uncounted
     own = np.zeros(counted.shape, bool)
     own[np.arange(len(chosen)), chosen] = True
+    if CONFIRMED in scores:  # by its own rule: whatever is confirmed, however many points agree
+        scores[f"{CONFIRMED}, its own rule"] = {
+            name: np.where(np.isfinite(points), 1.0, -np.inf) for name, points in scores[CONFIRMED].items()
+        }
     table, overall, thresholds, in_reach = {}, {}, {}, {}
     for method, by_attack in scores.items():
         flat = np.concatenate([values[counted] for values in by_attack.values()])
         right = np.concatenate([own[counted]] * len(by_attack))
-        thresholds[method] = at = threshold_at(flat, right)
+        thresholds[method] = at = 1.0 if method.endswith("its own rule") else threshold_at(flat, right)
         table[method] = {name: float((values[own] >= at).mean()) for name, values in by_attack.items()}
         overall[method] = float(np.mean(list(table[method].values())))
         accepted = np.isfinite(flat) & (flat >= at)
@@ -221,7 +277,9 @@ def attacked(args) -> dict:
     ])  # fmt: skip
     return {
         "known": len(known), "attacked": len(chosen), "recall": table, "mean": overall, "thresholds": thresholds,
-        "pairs": in_reach, "copy_in_nearest": float(near.mean()), "left_out": int(uncounted.sum()),
+        "pairs": in_reach, "copy_in_nearest": float(near.mean()), "left_out": int(uncounted.sum()), "wrong": wrong,
+        "reach": {kind: reach(scores[kind], own, counted, scores.get(CONFIRMED) if kind == "copy" else None)
+                  for kind in ("copy", "classifier", "autoencoder")},
         "models": {kind: network_id(kind) for kind in KINDS},
     }  # fmt: skip
 
@@ -268,7 +326,8 @@ def on_truth(files: dict[Path, object], thresholds: dict[str, float]) -> dict:
         if b in near[a] or a in near[b]:
             seen = compare(straight[a], straight[b], mirrored[b])
             confirmed[place] = seen.inliers if seen.copy else -np.inf
-    every["copy + confirmation"] = confirmed
+    every[CONFIRMED] = confirmed
+    every[f"{CONFIRMED}, its own rule"] = np.where(np.isfinite(confirmed), 1.0, -np.inf)
     for method, values in every.items():
         if method not in thresholds:
             continue
@@ -297,7 +356,19 @@ def markdown(result: dict) -> str:
         if method.endswith("hash"):
             lines.append("")
             lines.append(f"{method}: distance at most {-result['thresholds'][method]:.0f}.")
-    lines += ["", f"The copy network has the original among its {NEAREST} nearest for {result['copy_in_nearest']:.1%}."]
+    pairs = ", ".join(f"{method} {facts['accepted']} ({facts['wrong']})" for method, facts in result["pairs"].items())
+    at = ", ".join(f"{method} {value:.3g}" for method, value in result["thresholds"].items()
+                   if value > 0 and not method.endswith("its own rule"))  # fmt: skip
+    lines += ["", f"Accepted pairs (wrong ones): {pairs}. Thresholds (cosine, points): {at}.", ""]
+    lines += [f"The copy network has the original among its {NEAREST} nearest for {result['copy_in_nearest']:.1%}.", ""]
+    lines += ["Proposed from a cosine on: copies, and pairs of different pictures, that reach it; by the copy network "
+              "also recall and precision of what is then confirmed.", "",
+              "| cosine | " + " | ".join(result["reach"]) + " |", "|---|" + "---|" * len(result["reach"])]  # fmt: skip
+    for rows in zip(*result["reach"].values(), strict=True):
+        cells = [f"{row['copies']:.1%}, {row['others']:.3%}" for row in rows]
+        if rows[0].get("precision"):
+            cells[0] += f"; {rows[0]['recall']:.3f} at {rows[0]['precision']:.3f}"
+        lines.append(f"| {rows[0]['cosine']} | " + " | ".join(cells) + " |")
     if result.get("truth"):
         lines += ["", "Truth sets: recall (precision) at the thresholds above; in brackets recall at the set's own "
                   "precision 0.99.", "", "| set | " + " | ".join(methods) + " | restorable at 30 dB |",
