@@ -109,6 +109,24 @@ def test_altered_copies_are_shown_and_free_nothing(source, tmp_path, capsys):
     assert f"similarity {row['similarity']:.2f}, {row['inliers']} points" in page
 
 
+def test_an_altered_copy_may_have_copies_of_its_own(tmp_path, capsys):
+    cat = photograph("chelsea.png")
+    part = cat.crop((60, 40, 400, 290))
+    cat.save(tmp_path / "cat.png")
+    part.save(tmp_path / "part.png")
+    part.save(tmp_path / "part.jpg", quality=80)
+    assert main(["dedup", str(tmp_path), "--dedup-embedding", "copy", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    found = {
+        name: [(group["keeper"], [row["key"] for row in group["members"]]) for group in result[name]]
+        for name in ("group_list", "altered_list")
+    }
+    assert found == {"group_list": [("part.png", ["part.jpg"])], "altered_list": [("cat.png", ["part.png"])]}
+    assert result["freed_bytes"] == (tmp_path / "part.jpg").stat().st_size
+    assert main(["dedup", str(tmp_path), "--dedup-embedding", "copy"]) == 0
+    assert "cat.png  has altered copies, which stay\n  part.png  similarity 0." in capsys.readouterr().out
+
+
 def test_exact_only_and_plain_output(source, capsys):
     assert main(["dedup", str(source), "--kind", "exact"]) == 0
     out = capsys.readouterr()
