@@ -90,7 +90,7 @@ def find_duplicates(
     pictures = by_value("pixel", pixels, pictures)
     if dedup == "near":
         pictures = [i for i in pictures if rows[i]["phash"]]
-        vectors = vectors_of(new.take(pa.array(pictures, pa.int64())))
+        vectors = vectors_of(new, np.array(pictures, np.int64))
         chosen = [rows[i] for i in pictures]
         for i, duplicate in near_duplicates(chosen, vectors, earlier, confirm, least).items():
             found[pictures[i]] = duplicate
@@ -153,18 +153,16 @@ class Earlier:
     def embedded(self, network: str) -> tuple[np.ndarray, np.ndarray | None]:
         """(places, float32 vectors or None) of keepers that have an embedding by this network."""
         places = np.flatnonzero(pc.fill_null(pc.equal(self.held["embedding_id"], network), False).to_numpy())
-        if not places.size:
-            return places, None
-        chosen, vectors, _ = vectors_of(self.held.take(pa.array(places)))
-        return places[chosen], vectors
+        return (places, vectors_of(self.held, places)[1]) if places.size else (places, None)
 
 
-def vectors_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """(places, float32 vectors, network) of the rows that have an embedding; all of one table are of one network."""
-    places = np.flatnonzero(pc.is_valid(table["embedding"]).to_numpy())
+def vectors_of(table: pa.Table, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """(places in `among`, float32 vectors, network) of the rows `among` that have an embedding, all by one network."""
+    chosen = table.select(["embedding", "embedding_id"]).take(pa.array(among))
+    places = np.flatnonzero(pc.is_valid(chosen["embedding"]).to_numpy())
     if not places.size:
         return places, np.empty((0, 0), np.float32), None
-    chosen = table.take(pa.array(places))
+    chosen = chosen.take(pa.array(places))
     values = np.frombuffer(b"".join(chosen["embedding"].to_pylist()), np.float16)
     return places, values.reshape(len(places), -1).astype(np.float32), chosen["embedding_id"][0].as_py()
 
