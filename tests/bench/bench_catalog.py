@@ -1,6 +1,6 @@
 """A night of 10,000 new objects over a catalog of 1,000,000: seconds and peak memory, by step.
 
-    tests/bench/bench_catalog.py [--known 1000000] [--new 10000] [--only steps|night] [--out FILE.json]
+    tests/bench/bench_catalog.py [--known 1000000] [--new 10000] [--vectors] [--only steps|night] [--out FILE.json]
 
 The catalog is made up, as tasks/state.py stores it: every column filled, keys in 120 folders, eight rows in ten
 compressed, one in ten a duplicate of the row before it, the rest kept, skipped or failed; hashes are bench_pairs.py's
@@ -32,6 +32,7 @@ from bench_listing import key_at
 from bench_pairs import codes_of, memory
 
 OLD, FRESH, COPIES = 6, 4, 4  # photographs of the real nights: known, new, re-encoded from known ones
+DIMENSIONS, LEAST = 128, 0.4  # of an embedding; cosine from which the night proposes pairs
 RUN = "20260101T020000Z-0001"
 THEN = datetime(2026, 1, 1, 2, tzinfo=UTC)
 
@@ -50,7 +51,17 @@ def in_hex(random: np.random.Generator, n: int, digits: int) -> list[str]:
     return [text[at : at + digits] for at in range(0, len(text), digits)]
 
 
-def made_up(known: int, new: int, start: int, stop: int) -> pa.Table:
+def in_vectors(random: np.random.Generator, n: int) -> list[bytes]:
+    """Directions in DIMENSIONS as the catalog stores them, float16."""
+    vectors = random.standard_normal((n, DIMENSIONS), np.float32)
+    return stored_vectors(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def stored_vectors(vectors: np.ndarray) -> list[bytes]:
+    return [vector.tobytes() for vector in vectors.astype(np.float16)]
+
+
+def made_up(known: int, new: int, start: int, stop: int, vectors: bool = False) -> pa.Table:
     """Rows start..stop of the catalog (below `known`), or of the new objects after it; CATALOG_SCHEMA, by key."""
     from tasks.state import CATALOG_SCHEMA
 
@@ -97,6 +108,9 @@ def made_up(known: int, new: int, start: int, stop: int) -> pa.Table:
         "output_sha256": where(stored, in_hex(random, n, 64)), "exif_bytes": random.integers(0, 9000, n),
         "jpeg_quality": random.integers(70, 98, n), "at_source": [True] * n, "retry": [False] * n,
     }  # fmt: skip
+    if vectors:
+        columns["embedding"] = where(picture, in_vectors(random, n))
+        columns["embedding_id"] = where(picture, ["0123456789abcdef"] * n)
     arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type) for f in CATALOG_SCHEMA]
     return pa.table(arrays, schema=CATALOG_SCHEMA)
 
@@ -107,28 +121,34 @@ def in_words(codes: np.ndarray) -> list[str]:
     return [text[at : at + 16] for at in range(0, len(text), 16)]
 
 
-def planted(rows: pa.Table, catalog: pa.Table) -> pa.Table:
-    """New rows, one in fifty with the bytes of a known picture and one in fifty with its pixels."""
-    columns = {name: rows[name].to_pylist() for name in ("sha256", "pixel_sha256")}
+def planted(rows: pa.Table, catalog: pa.Table, vectors: bool) -> pa.Table:
+    """New rows, one in fifty with the bytes of a known picture, one with its pixels, one with a vector near its own."""
+    names = ("sha256", "pixel_sha256", "embedding")[: 3 if vectors else 2]
+    columns = {name: rows[name].to_pylist() for name in names}
+    random = np.random.default_rng(13)
     donors = np.flatnonzero(np.array(catalog["status"].to_pylist()) == "compressed")
-    chosen = np.random.default_rng(13).choice(donors, 2 * (len(rows) // 50), replace=False).tolist()
+    chosen = random.choice(donors, len(names) * (len(rows) // 50), replace=False).tolist()
     for number, donor in enumerate(chosen):
-        place = (number // 2) * 50 + number % 2
-        name = ("sha256", "pixel_sha256")[number % 2]
-        columns[name][place] = catalog[name][donor].as_py()
+        name = names[number % len(names)]
+        value = catalog[name][donor].as_py()
+        if name == "embedding":
+            near = np.frombuffer(value, np.float16) + 0.05 * random.standard_normal(DIMENSIONS)
+            value = stored_vectors(near[None] / np.linalg.norm(near))[0]
+        columns[name][(number // len(names)) * 50 + number % len(names)] = value
     for name, values in columns.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, name, pa.array(values, rows.schema.field(at).type))
     return rows
 
 
-def write_catalog(dest: str, known: int, new: int) -> int:
+def write_catalog(dest: str, known: int, new: int, vectors: bool) -> int:
     """The catalog and the manifest that names it, under DEST; its bytes."""
     from tasks import state
     from tasks.stores import open_store
 
     store = open_store(dest)
     for number, start in enumerate(range(0, known, state.PART_ROWS)):
-        part = made_up(known, new, start, min(start + state.PART_ROWS, known))
+        part = made_up(known, new, start, min(start + state.PART_ROWS, known), vectors)
         state.write_table(store, f"catalog/{RUN}/part-{number:05d}.parquet", part)
     state.write_json(store, f"runs/{RUN}/manifest.json", {"run_id": RUN, "catalog": f"catalog/{RUN}/"})
     return sum(info.size for info in store.list("catalog/"))
@@ -156,18 +176,18 @@ class Steps:
         return result
 
 
-def steps(dest: str, known: int, new: int) -> dict:
+def steps(dest: str, known: int, new: int, vectors: bool) -> dict:
     """The coordinator's part of the night over the catalog under DEST."""
     from tasks import listing, plan, publish, state
     from tasks.stores import ObjectInfo, open_store
 
-    fresh = made_up(known, new, known, known + new)
+    fresh = made_up(known, new, known, known + new, vectors)
     warm = fresh.slice(0, 50)
     plan.find_duplicates(warm, fresh.slice(50, 50), "near", lambda pairs: [])  # compiled, or loaded as compiled
     store, asked, clock = open_store(dest), [], Steps()
     manifest = state.latest_manifest(store)
     catalog = clock.time("read the catalog", lambda: state.read_catalog(store, manifest))
-    fresh = planted(fresh, catalog)
+    fresh = planted(fresh, catalog, vectors)
 
     def infos():
         for batch in pa.concat_tables([catalog, fresh]).select(["key", "size", "etag", "modified"]).to_batches(10_000):
@@ -183,10 +203,17 @@ def steps(dest: str, known: int, new: int) -> dict:
     def confirm(pairs):
         asked.append(len(pairs))
         apart = [int(keeper["phash"], 16) ^ int(member["phash"], 16) for keeper, member in pairs]
-        return [plan.Answer(bits.bit_count() <= 3, 35.0) for bits in apart]
+        asked_by_vector = [member["by_embedding"] for _, member in pairs]
+        return [
+            plan.Answer(bits.bit_count() <= 3 or by_vector, 35.0)
+            for bits, by_vector in zip(apart, asked_by_vector, strict=True)
+        ]
 
-    exact = clock.time("exact and pixel duplicates", lambda: plan.find_duplicates(fresh, held, "exact", confirm))
-    found = clock.time("all duplicates, near ones too", lambda: plan.find_duplicates(fresh, held, "near", confirm))
+    def duplicates(dedup: str):
+        return plan.find_duplicates(fresh, held, dedup, confirm, LEAST)
+
+    exact = clock.time("exact and pixel duplicates", lambda: duplicates("exact"))
+    found = clock.time("all duplicates, near ones too", lambda: duplicates("near"))
     decided = plan.with_columns(fresh, found)
     alone = [{"status": "kept", "reason": "not compressed in this bench"} if one is None else None for one in found]
     decided = plan.with_columns(decided, alone)
@@ -220,7 +247,7 @@ def the_night(command: list[str]) -> tuple[float, dict, dict]:
         watcher.ended.set()
         if process.returncode:
             log.seek(0)
-            raise SystemExit(f"the night failed: {log.read()[-3000:]}")
+            raise SystemExit(f"the night ended with {process.returncode}: {log.read()[-3000:]}")
     return wall, json.loads(manifest), watcher.peaks
 
 
@@ -299,31 +326,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--known", type=int, default=1_000_000, help="rows of the catalog")
     parser.add_argument("--new", type=int, default=10_000, help="new objects")
+    parser.add_argument("--vectors", action="store_true", help="with an embedding of every picture, in the steps")
     parser.add_argument("--only", choices=("steps", "night"), help="the steps alone, or the real runs alone")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", metavar="DEST", help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if args.steps:
-        print(json.dumps(steps(args.steps, args.known, args.new)))
+        print(json.dumps(steps(args.steps, args.known, args.new, args.vectors)))
         return
     result = {"known": args.known}
     with tempfile.TemporaryDirectory(prefix="nightpress-catalog-") as folder:
         if args.only != "night":
-            result |= timed_steps(folder, args.known, args.new)
+            result |= timed_steps(folder, args.known, args.new, args.vectors)
         if args.only != "steps":
             result["nights"] = timed_nights(Path(folder), args.known, args.new)
     if args.out:
         args.out.write_text(json.dumps(result, indent=1))
 
 
-def timed_steps(folder: str, known: int, new: int) -> dict:
+def timed_steps(folder: str, known: int, new: int, vectors: bool) -> dict:
     """The catalog made, `steps` in a process of its own, both printed."""
     begun = time.perf_counter()
-    size = write_catalog(folder, known, new)
+    size = write_catalog(folder, known, new, vectors)
     made = time.perf_counter() - begun
     print(f"catalog of {known:,} rows: {size / 1e6:.0f} MB, made up in {made:.0f} s", flush=True)
     command = [sys.executable, __file__, "--steps", folder, "--known", str(known), "--new", str(new)]
+    command += ["--vectors"] if vectors else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
