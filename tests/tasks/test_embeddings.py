@@ -213,10 +213,14 @@ def test_search_in_cells_finds_close_copies():
     rng = np.random.default_rng(6)
     known = rng.standard_normal((4000, 32)).astype(np.float32)
     known /= np.linalg.norm(known, axis=1, keepdims=True)
-    queries = known[::40] + 0.02 * rng.standard_normal((100, 32)).astype(np.float32)
+    queries = np.tile(known, (2, 1)) + 0.02 * rng.standard_normal((8000, 32)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    _, all_compared = embeddings.nearest(queries, known, 3)
     _, index = embeddings.nearest(queries, known, 3, exact=1000)
-    assert (index[:, 0] == np.arange(0, 4000, 40)).mean() >= 0.95
+    assert (all_compared[:, 0] == np.tile(np.arange(4000), 2)).all()
+    assert (index[:, 0] == all_compared[:, 0]).mean() >= 0.95 and (index != all_compared).any()
+    _, few = embeddings.nearest(queries[:100], known, 3, exact=1000)  # making cells would cost more than all pairs
+    assert np.array_equal(few, all_compared[:100])
 
 
 # -- the weights that ship
