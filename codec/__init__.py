@@ -4,9 +4,11 @@
     decode, decode_batch      bytes -> PIL image(s)           (coder.py)
     decode_picture            bytes -> Picture with ICC, EXIF, XMP
     info                      what a bitstream says of itself
-    allocate                  a byte budget over many pictures (rate.py)
+    allocate                  a byte budget over many pictures, from each one's RatePoints (rate.py)
+    target_level              the level at which a prepared picture meets a target; parse_target reads one
     open_picture, Picture     image files as upright 8-bit pictures (pixels.py)
-    CodecError and below it BadBitstream, UnknownVersion, UnknownModel; PictureError for image files
+    CodecError and below it BadBitstream, UnknownVersion, UnknownModel, TargetUnreachable; BudgetTooSmall, a
+    ValueError; PictureError for image files
 
 Names are imported at first use, so that `import codec.pixels` does not bring in torch.
 """
@@ -23,7 +25,10 @@ _HOMES = {
         "BrokenPicture", "NotAPicture", "Picture", "PictureError", "UncarriedPicture", "open_picture", "picture_bytes",
         "picture_from_image", "pixel_sha256",
     ),
-    "rate": ("allocate",),
+    "rate": (
+        "Allocation", "BudgetTooSmall", "RatePoint", "Reached", "SAMPLE_LEVELS", "TargetUnreachable", "allocate",
+        "parse_target", "target_level",
+    ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -20,7 +20,7 @@ import functools
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,8 +33,10 @@ from torch import Tensor
 from codec import alpha as alpha_plane
 from codec import container, entropy
 from codec.container import BadBitstream, Bitstream, CodecError, UnknownModel
-from codec.model import LEVELS, Z_GROUPS, Z_MAX, NightCodec, load_model, model_id
+from codec.inference import EVEN, ODD, Inference, inference_of, pack, unpack
+from codec.model import LEVELS, Z_GROUPS, Z_MAX, NightCodec, at_level, load_model, model_id
 from codec.pixels import Picture, open_picture, picture_from_image
+from codec.threads import each
 
 SEGMENT = 64  # latent cells along a segment's side
 DEFAULT_QUALITY = 75.0
@@ -143,7 +145,7 @@ def get_model(model=None, *, device: str | torch.device = "auto", precision: str
 
 
 class _Bands:
-    """A tensor [B,C,h,w] kept as rows of segments, each of which can be dropped when it is no longer needed."""
+    """A tensor [B,h,w,C] kept as rows of segments, each of which can be dropped when it is no longer needed."""
 
     def __init__(self, rows: list[int]):
         self.rows = rows
@@ -151,11 +153,11 @@ class _Bands:
 
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         pieces = [
-            part[:, :, max(top - begin, 0) : bottom - begin, left:right]
+            part[:, max(top - begin, 0) : bottom - begin, left:right]
             for part, begin, end in zip(self.parts, self.rows, self.rows[1:], strict=False)
             if begin < bottom and end > top
         ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,15 +185,20 @@ class _Window:
     def shape(self) -> tuple[int, int]:
         return self.bottom - self.top, self.right - self.left
 
-    def of(self, tensor: Tensor, outer: "_Window", scale: int = 1) -> Tensor:
-        """This window of a tensor that covers `outer` (at `scale` values per cell)."""
-        top, left = (self.top - outer.top) * scale, (self.left - outer.left) * scale
+    def within(self, outer: "_Window") -> tuple[slice, slice]:
+        """Rows and columns of `outer` that are this window's."""
+        top, left = self.top - outer.top, self.left - outer.left
         height, width = self.shape
-        return tensor[:, :, top : top + height * scale, left : left + width * scale]
+        return slice(top, top + height), slice(left, left + width)
+
+    def packed_within(self, outer: "_Window") -> tuple[int, int, int, int]:
+        """(top, bottom, left, right) of this window in packed cells of `outer`, which begins an even way before it."""
+        rows, columns = self.within(outer)
+        return rows.start // 2, -(-rows.stop // 2), columns.start // 2, -(-columns.stop // 2)
 
     def z_of(self, z: Tensor) -> Tensor:
-        """The hyper-latent under this window, whose corner lies on a multiple of four."""
-        return z[:, :, self.top // 4 : -(-self.bottom // 4), self.left // 4 : -(-self.right // 4)]
+        """The hyper-latent [B,hz,wz,C] under this window, whose corner lies on a multiple of four."""
+        return z[:, self.top // 4 : -(-self.bottom // 4), self.left // 4 : -(-self.right // 4)]
 
 
 class _Grid:
@@ -216,49 +223,58 @@ class _Grid:
 
 
 @numba.njit(cache=True, nogil=True)
-def _spread(pixels, planes):
-    """uint8 [h,w,C], C 1..4 -> float32 [3,H,W] in 0..1: colours, repeated beyond the right and bottom edge."""
+def _spread(pixels, cells):
+    """uint8 [height,width,C], C 1..4 -> float32 [h,w,768], less 127.5, in inference.py's order: colours of 16x16 pixels
+    each, repeated beyond the right and bottom edge."""
     height, width, channels = pixels.shape
-    for c in range(3):
-        source = c if channels >= 3 else 0
-        for r in range(planes.shape[1]):
-            row = min(r, height - 1)
-            for k in range(width):
-                planes[c, r, k] = pixels[row, k, source] * np.float32(1 / 255)
-            for k in range(width, planes.shape[2]):
-                planes[c, r, k] = planes[c, r, width - 1]
+    for r in range(cells.shape[0]):
+        for k in range(cells.shape[1]):
+            for i in range(768):
+                row = min(16 * r + i // 384 * 8 + i // 8 % 8, height - 1)
+                column = min(16 * k + i // 192 % 2 * 8 + i % 8, width - 1)
+                colour = i // 64 % 3 if channels >= 3 else 0
+                cells[r, k, i] = np.float32(pixels[row, column, colour]) - np.float32(127.5)
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather(planes, pixels, grey):
-    """float32 [3,H,W] in 0..1 -> the first channels of uint8 [h,w,C]; with `grey` all from the planes' mean."""
-    colours = 1 if pixels.shape[2] < 3 else 3
-    for r in range(pixels.shape[0]):
-        for k in range(pixels.shape[1]):
-            if grey:
-                mean = (planes[0, r, k] + planes[1, r, k] + planes[2, r, k]) * np.float32(255 / 3)
-                for c in range(colours):
-                    pixels[r, k, c] = np.uint8(min(max(np.rint(mean), np.float32(0)), np.float32(255)))
-            else:
-                for c in range(colours):
-                    value = np.rint(planes[c, r, k] * np.float32(255))
-                    pixels[r, k, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+def _gather(linear, added, top, left, pixels, grey):
+    """What Inference.synthesis gives for a window, [h,w,768] and [2h,2w,192] -> the first channels of uint8
+    [height,width,C], from the cell (top, left) on; with `grey` all from the colours' mean."""
+    height, width, channels = pixels.shape
+    colours = 1 if channels < 3 else 3
+    half = np.float32(127.5)
+    for row in range(height):
+        r, y = top + row // 16, row % 16
+        for first in range(0, width, 8):
+            k, part = left + first // 16, y // 8 * 2 + first // 8 % 2
+            base, block = linear[r, k, 192 * part :], added[2 * r + y // 8, 2 * k + part % 2]
+            for x in range(min(8, width - first)):
+                at = y % 8 * 8 + x
+                if grey:
+                    mean = base[at] + block[at] + base[64 + at] + block[64 + at] + base[128 + at] + block[128 + at]
+                    value = np.rint(mean * np.float32(1 / 3) + half)
+                    for c in range(colours):
+                        pixels[row, first + x, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+                else:
+                    for c in range(3):
+                        value = np.rint(base[64 * c + at] + block[64 * c + at] + half)
+                        pixels[row, first + x, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
 
 
-def _planes(images: list[Image.Image], box: tuple[int, int, int, int], device) -> Tensor:
-    """float32 [B,3,h,w] in 0..1: (left, top, right, bottom) of the pictures, edges repeated beyond right and bottom."""
-    left, top, right, bottom = box
-    x = torch.empty(len(images), 3, bottom - top, right - left)
+def _cells_of(images: list[Image.Image], window: _Window, device) -> Tensor:
+    """float32 [B,h,w,768]: the pictures' pixels in the window's cells, as _spread orders them."""
+    left, top = window.left * 16, window.top * 16
+    x = torch.empty(len(images), *window.shape, 768)
     for item, image in enumerate(images):
-        inside = (left, top, min(right, image.width), min(bottom, image.height))
+        inside = (left, top, min(window.right * 16, image.width), min(window.bottom * 16, image.height))
         pixels = np.asarray(image if inside == (0, 0, *image.size) else image.crop(inside))
         _spread(pixels if pixels.ndim == 3 else pixels[:, :, None], x[item].numpy())
     return x.to(device)
 
 
 def _analyse(model: NightCodec, images: list[Image.Image], grid: _Grid) -> _Bands:
-    """Pictures of one grid -> y [B,latent,h,w]."""
-    device = model.log_gain.device
+    """Pictures of one grid -> y [B,h,w,latent]."""
+    device, inference = model.log_gain.device, inference_of(model)
     large = grid.height * grid.width * 256 > LARGE
     halo = -(-model.analysis_halo // 16)
     y = _Bands(grid.rows)
@@ -266,125 +282,163 @@ def _analyse(model: NightCodec, images: list[Image.Image], grid: _Grid) -> _Band
         pieces = []
         for window in grid.windows(band):
             outer = window.grown(halo)
-            box = (outer.left * 16, outer.top * 16, outer.right * 16, outer.bottom * 16)
-            piece = window.of(model.analysis(_planes(images, box, device)), outer)
+            piece = inference.analysis(_cells_of(images, outer, device))[:, *window.within(outer)]
             pieces.append(piece.half().cpu() if large else piece)
-        y.parts[band] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 3)
+        y.parts[band] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
     return y
 
 
+def _gain(knots: Tensor, levels: Tensor) -> Tensor:
+    """[KNOTS,C] at levels [B] -> factors [B,1,1,C]."""
+    return torch.exp(at_level(knots, levels)).permute(0, 2, 3, 1)
+
+
 def _hyper(model: NightCodec, y: _Bands, levels: Tensor, grid: _Grid) -> Tensor:
-    """z, rounded [B,hyper,ceil(h/4),ceil(w/4)], float on the model's device."""
-    device = model.log_gain.device
+    """z, rounded [B,ceil(h/4),ceil(w/4),hyper], float on the model's device."""
+    device, gain = model.log_gain.device, _gain(model.log_gain, levels)
     rows = []
     for band in range(grid.bands):
         pieces = []
         for window in grid.windows(band):
             outer = window.grown(4)
-            scaled = model.scale(y.window(*outer.box).to(device).float(), levels)
-            z = model.hyper_analysis(scaled, levels)
+            scaled = y.window(*outer.box).to(device) * gain
+            z = inference_of(model).hyper_analysis(scaled, levels)
             top, left = (window.top - outer.top) // 4, (window.left - outer.left) // 4
             height, width = (-(-n // 4) for n in window.shape)
-            pieces.append(z[:, :, top : top + height, left : left + width])
-        rows.append(torch.cat(pieces, 3))
-    return torch.round(torch.cat(rows, 2)).clamp(-Z_MAX, Z_MAX)
+            pieces.append(z[:, top : top + height, left : left + width])
+        rows.append(torch.cat(pieces, 2))
+    return torch.round(torch.cat(rows, 1)).clamp(-Z_MAX, Z_MAX)
 
 
 @dataclasses.dataclass
 class _Latents:
-    """Integer symbols of pictures of one grid. `symbols` and `index` on the CPU."""
+    """Pictures of one grid between pixels and bytes. Logically [B,h,w,latent]; `symbols` and `index` lie on the CPU in
+    the entropy coder's order, channel by channel."""
 
     grid: _Grid
     levels: Tensor  # [B], on the model's device
-    z: Tensor  # float, integer-valued [B,hyper,hz,wz], on the model's device
-    symbols: _Bands  # int16 [B,latent,h,w]
-    index: _Bands  # uint8 [B,latent,h,w]
+    z: Tensor  # float, integer-valued [B,hz,wz,hyper], on the model's device
+    symbols: _Bands  # int16
+    index: _Bands  # uint8
+    values: _Bands  # float32, on the model's device: symbols + means, in quantisation steps
 
     @classmethod
-    def empty(cls, model: NightCodec, grid: _Grid, levels: Tensor, z: Tensor) -> "_Latents":
-        return cls(grid, levels, z, _Bands(grid.rows), _Bands(grid.rows))
+    def empty(cls, grid: _Grid, levels: Tensor, z: Tensor) -> "_Latents":
+        return cls(grid, levels, z, _Bands(grid.rows), _Bands(grid.rows), _Bands(grid.rows))
 
     def open_band(self, model: NightCodec, band: int) -> None:
-        rows = self.grid.rows[band + 1] - self.grid.rows[band]
-        shape = (len(self.levels), model.config.latent, rows, self.grid.width)
-        self.symbols.parts[band] = torch.zeros(shape, dtype=torch.int16)
-        self.index.parts[band] = torch.zeros(shape, dtype=torch.uint8)
+        rows, width, latent = self.grid.rows[band + 1] - self.grid.rows[band], self.grid.width, model.config.latent
+        shape = (len(self.levels), latent, rows, width)
+        self.symbols.parts[band] = torch.zeros(shape, dtype=torch.int16).permute(0, 2, 3, 1)
+        self.index.parts[band] = torch.zeros(shape, dtype=torch.uint8).permute(0, 2, 3, 1)
+        self.open_values(model, band)
+
+    def open_values(self, model: NightCodec, band: int) -> None:
+        rows, width, latent = self.grid.rows[band + 1] - self.grid.rows[band], self.grid.width, model.config.latent
+        self.values.parts[band] = torch.zeros(len(self.levels), rows, width, latent, device=model.log_gain.device)
+
+    def arrays(self, band: int) -> tuple[np.ndarray, np.ndarray]:
+        """(symbols, index) of a band as the entropy coder takes them: [B,latent,rows,w]."""
+        return tuple(part.parts[band].permute(0, 3, 1, 2).numpy() for part in (self.symbols, self.index))
 
 
-def _put(bands: _Bands, band: int, window: _Window, values: Tensor, where: Tensor | None = None) -> None:
-    target = bands.parts[band][:, :, :, window.left : window.right]
-    values = values.to(target.dtype).cpu()
-    if where is not None:
-        values = torch.where(where.cpu(), values, target)
-    target.copy_(values)
+def _put(bands: _Bands, band: int, window: _Window, packed: Tensor, parity: int) -> None:
+    """Cells of one parity, packed, to their places in a band."""
+    target = bands.parts[band]
+    unpack(packed.to(target.dtype).to(target.device), parity, target[:, :, window.left : window.right])
+
+
+def _features(inference: Inference, latents: _Latents, window: _Window) -> tuple[Tensor, Tensor]:
+    """What z says of a window's cells [B,h,w,..]: features of the index network and of the mean network."""
+    outer, near = window.grown(inference.model.latent_halo), window.grown(2)
+    z, place, inner = outer.z_of(latents.z), near.within(outer), window.within(near)
+    return inference.index_features(z, latents.levels, place, inner), inference.mean_features(z, place, inner)
 
 
 def _quantise(model: NightCodec, y: _Bands, levels: Tensor, grid: _Grid) -> _Latents:
-    """y -> all symbols and their tables."""
-    device = model.log_gain.device
-    latents = _Latents.empty(model, grid, levels, _hyper(model, y, levels, grid))
+    """y -> all symbols and their tables; the values too, unless the picture is large."""
+    device, inference, gain = model.log_gain.device, inference_of(model), _gain(model.log_gain, levels)
+    large = grid.height * grid.width * 256 > LARGE
+    latents = _Latents.empty(grid, levels, _hyper(model, y, levels, grid))
     features = {}  # of two bands at most, from the first pass for the second
+
+    def settle(band: int, window: _Window, parity: int, index: Tensor, mean: Tensor) -> None:
+        scaled = pack(y.window(*window.box).to(device) * gain, parity)
+        symbols = model.round(scaled - mean, index) * (index > 0)
+        for bands, packed in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
+            _put(bands, band, window, packed, parity)
+
     for step in range(grid.bands + 1):
         if step < grid.bands:
             latents.open_band(model, step)
             for window in grid.windows(step):
-                outer = window.grown(model.latent_halo)
-                z = outer.z_of(latents.z)
-                anchors = model.anchors(*window.shape, device)
-                of_index, of_mean = features[window] = (
-                    model.index_features(z, levels, *outer.shape), model.mean_features(z, *outer.shape),
-                )  # fmt: skip
-                index = model.bins_first(window.of(of_index, outer))
-                mean = model.mean_first(window.of(of_mean, outer))
-                scaled = model.scale(y.window(*window.box).to(device).float(), levels)
-                _put(latents.index, step, window, index)
-                _put(latents.symbols, step, window, model.round(scaled - mean, index) * (anchors & (index > 0)))
+                of_index, of_mean = _features(inference, latents, window)
+                features[window] = pack(of_index, ODD), pack(of_mean, ODD)
+                index, mean = inference.bins_first(pack(of_index, EVEN)), inference.mean_first(pack(of_mean, EVEN))
+                settle(step, window, EVEN, index, mean)
         if step > 0:
-            band = step - 1
-            for window in grid.windows(band):
-                outer = window.grown(model.latent_halo)
+            for window in grid.windows(step - 1):
                 of_index, of_mean = features.pop(window)
-                anchors = model.anchors(*outer.shape, device)
-                first = latents.symbols.window(*outer.box).to(device).float() * anchors
-                mean = model.mean_first(of_mean)
-                mean = window.of(model.mean_second(of_mean, (first + mean) * anchors), outer)
-                index = window.of(model.bins_second(of_index, first), outer)
-                scaled = model.scale(y.window(*window.box).to(device).float(), levels)
-                others = ~model.anchors(*window.shape, device)
-                _put(latents.index, band, window, index, others)
-                _put(latents.symbols, band, window, model.round(scaled - mean, index) * (index > 0), others)
+                settle(step - 1, window, ODD, *_second(inference, latents, window, of_index, of_mean))
+        if large and step > 1:
+            latents.values.parts[step - 2] = None
     return latents
 
 
-def _render(model: NightCodec, latents: _Latents, band: int) -> Iterator[tuple[_Window, np.ndarray]]:
-    """Decoded planes of a band, window by window: float32 [B,3,16h,16w], about 0..1."""
-    device = model.log_gain.device
+def _second(inference: Inference, latents: _Latents, window: _Window, of_index: Tensor, of_mean: Tensor):
+    """(bins, means) of a window's odd cells, packed, from their features and the even cells around."""
+    outer = window.grown(2)
+    inner = window.packed_within(outer)
+    symbols = latents.symbols.window(*outer.box).to(of_index.device)
+    index = inference.bins_second(of_index, symbols, inner)
+    return index, inference.mean_second(of_mean, pack(latents.values.window(*outer.box), EVEN), inner)
+
+
+def _revalue(model: NightCodec, latents: _Latents) -> Iterator[int]:
+    """The values again from the symbols; yields each band when it and the next one have theirs."""
+    inference, bands = inference_of(model), latents.grid.bands
+    features = {}
+    for step in range(bands + 2):
+        if step < bands:
+            latents.open_values(model, step)
+            for window in latents.grid.windows(step):
+                _, of_mean = _features(inference, latents, window)
+                features[window] = pack(of_mean, ODD)
+                _add_mean(latents, step, window, inference.mean_first(pack(of_mean, EVEN)), EVEN)
+        if 0 <= step - 1 < bands:
+            for window in latents.grid.windows(step - 1):
+                outer = window.grown(2)
+                values = pack(latents.values.window(*outer.box), EVEN)
+                mean = inference.mean_second(features.pop(window), values, window.packed_within(outer))
+                _add_mean(latents, step - 1, window, mean, ODD)
+        if step > 1:
+            yield step - 2
+            if step > 2:
+                latents.values.parts[step - 3] = None
+
+
+def _add_mean(latents: _Latents, band: int, window: _Window, mean: Tensor, parity: int) -> None:
+    """values = symbols + mean at a window's cells of one parity."""
+    symbols = pack(latents.symbols.window(*window.box), parity).to(mean.device)
+    _put(latents.values, band, window, mean + symbols, parity)
+
+
+def _render(model: NightCodec, latents: _Latents, band: int) -> Iterator[tuple[_Window, Callable]]:
+    """The windows of a band whose values and whose neighbours' are there. With each comes paint(item, pixels, grey),
+    which fills uint8 [up to 16h, up to 16w,C] with the decoded picture `item`."""
+    gain = _gain(model.log_inverse_gain, latents.levels)
     for window in latents.grid.windows(band):
-        shown = window.grown(model.synthesis_halo)
-        outer = shown.grown(model.latent_halo)
-        symbols = latents.symbols.window(*outer.box).to(device)
-        y_hat = model.reconstruct_latent(outer.z_of(latents.z), symbols, latents.levels)
-        yield window, window.of(model.synthesis(shown.of(y_hat, outer), latents.levels), shown, 16).cpu().numpy()
+        outer = window.grown(model.synthesis_halo)
+        y_hat = latents.values.window(*outer.box) * gain
+        linear, added = (part.cpu().numpy() for part in inference_of(model).synthesis(y_hat, latents.levels))
+
+        def paint(item: int, pixels: np.ndarray, grey: bool, window=window, outer=outer, linear=linear, added=added):
+            _gather(linear[item], added[item], window.top - outer.top, window.left - outer.left, pixels, grey)
+
+        yield window, paint
 
 
 # -- streams
-
-
-_POOL_NAME = "npi-entropy"
-
-
-@functools.cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, _POOL_NAME)
-
-
-def _each(function, items: list) -> list:
-    """[function(item)], in threads where torch may use several: the coder's kernels leave the interpreter's lock."""
-    threads = min(torch.get_num_threads(), 16)
-    nested = threading.current_thread().name.startswith(_POOL_NAME)  # waiting for one's own pool could last for ever
-    if threads == 1 or len(items) < 2 or nested:
-        return [function(item) for item in items]
-    return list(_pool(threads, os.getpid()).map(function, items))
 
 
 @functools.lru_cache(8)
@@ -460,10 +514,11 @@ class Prepared:
         latents = self._latents(level)
         out = np.empty((self.height, self.width, len(self.mode)), np.uint8)
         with torch.inference_mode():
-            for band in range(self._grid.bands):
-                for window, planes in _render(self.model, latents, band):
+            known = all(part is not None for part in latents.values.parts)
+            for band in range(self._grid.bands) if known else _revalue(self.model, latents):
+                for window, paint in _render(self.model, latents, band):
                     target = out[window.top * 16 : window.bottom * 16, window.left * 16 : window.right * 16]
-                    _gather(planes[0], target, self.grey)
+                    paint(0, target, self.grey)
         if self.alpha:
             out[:, :, -1] = np.asarray(self.picture.image.getchannel("A"))
         return out
@@ -486,14 +541,13 @@ def _seal(prepared: Prepared, latents: _Latents, item: int, level: int) -> bytes
     model = prepared.model
     if model.identity is None:
         raise UnknownModel("this model has no id yet: save it with codec.model.save_model and load it again")
-    z = latents.z[item].to(torch.int16).cpu().numpy()
+    z = latents.z[item].permute(2, 0, 1).to(torch.int16).contiguous().cpu().numpy()
     jobs = []
     for band in range(latents.grid.bands):
-        symbols = latents.symbols.parts[band][item].numpy()
-        index = latents.index.parts[band][item].numpy()
+        symbols, index = (array[item] for array in latents.arrays(band))
         for window in latents.grid.windows(band):
             jobs.append((model, None if jobs else z, level, symbols, index, window))
-    streams = _each(lambda job: _stream_of(*job), jobs)
+    streams = each(lambda job: _stream_of(*job), jobs)
     return container.write(
         Bitstream(
             model.identity, level, prepared.width, prepared.height, prepared.mode, prepared.colourless,
@@ -601,10 +655,10 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
     model = get_model(model, device=device, precision=precision)
     pictures = [_as_picture(image) for image in images]
     quality = DEFAULT_QUALITY if quality is None else quality
-    each = quality if isinstance(quality, list | tuple) else [quality] * len(images)
-    if len(each) != len(images):
-        raise ValueError(f"{len(each)} qualities for {len(images)} pictures")
-    levels = [level_of(value) for value in each]
+    qualities = quality if isinstance(quality, list | tuple) else [quality] * len(images)
+    if len(qualities) != len(images):
+        raise ValueError(f"{len(qualities)} qualities for {len(images)} pictures")
+    levels = [level_of(value) for value in qualities]
     files: list[bytes] = [b""] * len(images)
 
     def encode_group(group: list[int]) -> None:
@@ -617,7 +671,7 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
             i = group[item]
             files[i] = _seal(Prepared(pictures[i], model, grid, y, SEGMENT), latents, item, levels[i])
 
-        _each(seal, list(range(len(group))))
+        each(seal, list(range(len(group))))
 
     _each_group(encode_group, _groups([_cells(picture.image) for picture in pictures], model), model)
     return files
@@ -652,22 +706,23 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
             number = band * (len(grid.columns) - 1) + column
             states = entropy.state_count(window.shape[0] * window.shape[1])
             decoders[band, column] = [entropy.Decoder(stream.streams[number], states) for stream in streams]
-    _each(lambda i: decoders[0, 0][i].read(_z_block(model, z[i], streams[i].level)), list(range(len(streams))))
+    each(lambda i: decoders[0, 0][i].read(_z_block(model, z[i], streams[i].level)), list(range(len(streams))))
     if np.abs(z).max() > Z_MAX:
         raise BadBitstream("a hyper-latent symbol out of range")
-    latents = _Latents.empty(model, grid, levels, torch.from_numpy(z).to(device).float())
+    latents = _Latents.empty(grid, levels, torch.from_numpy(z).to(device).float().permute(0, 2, 3, 1).contiguous())
+    inference = inference_of(model)
     canvases: list[_Canvas] = []
-    features: dict[_Window, Tensor] = {}  # of two bands at most, from the first pass for the second
+    features: dict[_Window, tuple[Tensor, Tensor]] = {}  # of two bands at most, from the first pass for the second
 
     def read(band: int, parity: int) -> None:
-        symbols, index = latents.symbols.parts[band].numpy(), latents.index.parts[band].numpy()
+        symbols, index = latents.arrays(band)
 
         def one(job) -> None:
             column, window, item = job
             place = (0, window.bottom - window.top, window.left, window.right)
             decoder = decoders[band, column][item]
             decoder.read(entropy.Block(symbols[item], index[item], tables, place, parity))
-            if parity == entropy.ODD:
+            if parity == ODD:
                 parts = [symbols[item][:, :, window.left : window.right]]
                 if band == column == 0:
                     parts.insert(0, z[item])
@@ -675,35 +730,40 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
                 decoders[band, column][item] = None
 
         windows = list(enumerate(grid.windows(band)))
-        _each(one, [(column, window, item) for column, window in windows for item in range(len(streams))])
+        each(one, [(column, window, item) for column, window in windows for item in range(len(streams))])
 
     for step in range(grid.bands + 2):
         if step < grid.bands:
             latents.open_band(model, step)
+            means = {}
             for window in grid.windows(step):
-                outer = window.grown(model.latent_halo)
-                features[window] = model.index_features(outer.z_of(latents.z), levels, *outer.shape)
-                _put(latents.index, step, window, model.bins_first(window.of(features[window], outer)))
-            read(step, entropy.EVEN)
+                of_index, of_mean = _features(inference, latents, window)
+                features[window] = pack(of_index, ODD), pack(of_mean, ODD)
+                _put(latents.index, step, window, inference.bins_first(pack(of_index, EVEN)), EVEN)
+                means[window] = inference.mean_first(pack(of_mean, EVEN))
+            read(step, EVEN)
+            for window, mean in means.items():
+                _add_mean(latents, step, window, mean, EVEN)
         band = step - 1
         if 0 <= band < grid.bands:
+            means = {}
             for window in grid.windows(band):
-                outer = window.grown(model.latent_halo)
-                anchors = model.anchors(*outer.shape, device)
-                symbols = latents.symbols.window(*outer.box).to(device).float() * anchors
-                index = model.bins_second(features.pop(window), symbols)
-                _put(latents.index, band, window, window.of(index, outer))
-            read(band, entropy.ODD)
+                index, means[window] = _second(inference, latents, window, *features.pop(window))
+                _put(latents.index, band, window, index, ODD)
+            read(band, ODD)
+            for window, mean in means.items():
+                _add_mean(latents, band, window, mean, ODD)
             latents.index.parts[band] = None
         band = step - 2
         if 0 <= band < grid.bands:
             # only now, when the first symbols have proved themselves, is memory taken for all pixels
             canvases = canvases or [_Canvas(stream) for stream in streams]
-            for window, planes in _render(model, latents, band):
+            for window, paint in _render(model, latents, band):
                 for item, canvas in enumerate(canvases):
-                    canvas.paint(window, planes[item])
+                    canvas.paint(window, item, paint)
+            latents.symbols.parts[band] = None
             if band > 0:
-                latents.symbols.parts[band - 1] = None
+                latents.values.parts[band - 1] = None
     return [canvas.image for canvas in canvases]
 
 
@@ -718,12 +778,12 @@ class _Canvas:
             self.alpha = alpha_plane.decode(stream.alpha, stream.height, stream.width)
         self.image = Image.new(stream.mode, (stream.width, stream.height))
 
-    def paint(self, window: _Window, planes: np.ndarray) -> None:
-        """planes float32 [3,16h,16w], of which the part inside the picture counts."""
+    def paint(self, window: _Window, item: int, paint: Callable) -> None:
+        """A window of the picture, by `_render`'s function for it."""
         top, left = window.top * 16, window.left * 16
         bottom, right = min(window.bottom * 16, self.stream.height), min(window.right * 16, self.stream.width)
         pixels = np.empty((bottom - top, right - left, len(self.stream.mode)), np.uint8)
-        _gather(planes, pixels, self.grey)
+        paint(item, pixels, self.grey)
         if self.alpha is not None:
             pixels[:, :, -1] = self.alpha[top:bottom, left:right]
         self.image.paste(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), (left, top))
@@ -780,21 +840,50 @@ def decode(data, **options) -> Image.Image:
 
 
 def decode_batch(files: list, *, model=None, models=None, device="auto", precision: str = "auto",
-                 max_pixels: int = 200_000_000) -> list[Image.Image]:  # fmt: skip
-    """Like `decode` for many files; pictures of one size and model go through the networks together."""
-    streams = [container.read(data, max_pixels) for data in files]
-    images: list = [None] * len(files)
-    for identity in {stream.model for stream in streams}:
-        mine = [i for i, stream in enumerate(streams) if stream.model == identity]
-        network = _model_for(streams[mine[0]], model, device, precision, models)
+                 max_pixels: int = 200_000_000, errors: str = "raise") -> list:  # fmt: skip
+    """Like `decode` for many files; pictures of one size and model go through the networks together.
 
-        def decode_group(group: list[int], mine=mine, network=network) -> None:
-            chosen = [mine[i] for i in group]
-            for i, image in zip(chosen, _decode_parsed(network, [streams[i] for i in chosen]), strict=True):
-                images[i] = _with_info(Picture(image, "NPI", image.mode, **streams[i].side))
+    errors: "raise" the first file's that cannot be decoded; with "return" its CodecError stands in the list where its
+    image would, and all other files are decoded (those that shared a batch with it one by one).
+    """
+    if errors not in ("raise", "return"):
+        raise ValueError(f"errors is {errors!r}; it can be 'raise' or 'return'")
+    outcomes: list = [None] * len(files)
+    streams: dict[int, Bitstream] = {}
+    members = defaultdict(list)  # by model
+
+    def attempt(function: Callable, places: list[int]) -> bool:
+        try:
+            function(places)
+        except CodecError as error:
+            if errors == "raise":
+                raise
+            outcomes[places[0]] = error
+            return False
+        return True
+
+    def open_file(places: list[int]) -> None:
+        (i,) = places
+        stream = container.read(files[i], max_pixels)
+        members[_model_for(stream, model, device, precision, models)].append(i)
+        streams[i] = stream
+
+    for i in range(len(files)):
+        attempt(open_file, [i])
+    for network, mine in members.items():
+
+        def decode_places(places: list[int], network=network) -> None:
+            for i, image in zip(places, _decode_parsed(network, [streams[i] for i in places]), strict=True):
+                outcomes[i] = _with_info(Picture(image, "NPI", image.mode, **streams[i].side))
+
+        def decode_group(group: list[int], mine=mine, decode_places=decode_places) -> None:
+            places = [mine[i] for i in group]
+            if not attempt(decode_places, places) and len(places) > 1:
+                for i in places:
+                    attempt(decode_places, [i])
 
         _each_group(decode_group, _groups([(*streams[i].cells, streams[i].segment) for i in mine], network), network)
-    return images
+    return outcomes
 
 
 def info(data) -> dict:

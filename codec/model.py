@@ -1,6 +1,7 @@
 """The codec's networks: transforms, hyperprior, context. From pixels to integer symbols and back.
 
-Entropy coding, tiles and the file format live in entropy.py, coder.py and container.py; training in train.py.
+Entropy coding, tiles and the file format live in entropy.py, coder.py and container.py; training in train.py. What is
+here defines the networks and trains them; inference.py computes the same on finished weights, faster.
 
     x  [B,3,H,W] 0..1                                                       x_hat [B,3,H,W]
      |            \\                                                          ^          ^

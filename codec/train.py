@@ -9,6 +9,7 @@ symbols learns from real ones.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import random
@@ -31,18 +32,20 @@ from codec.model import (
     lambda_of,
     save_model,
 )
+from codec.splits import picture_files
 
-PICTURES = (".avif", ".png", ".jpg", ".jpeg", ".webp", ".ppm", ".bmp", ".tif", ".tiff")
 SYNTHETIC = 0.06  # share of samples that are rendered text and line art
 
 
 def load_pictures(folders: list[Path], smallest: int) -> list[np.ndarray]:
     """Every readable picture with both sides of at least `smallest` pixels, as uint8 [H,W,3], sorted by path.
 
-    Raises FileNotFoundError when there is none.
+    Those that splits.py keeps for validation are left out. Raises FileNotFoundError when there is none.
     """
     pictures = []
-    for path in sorted(p for folder in folders for p in Path(folder).rglob("*") if p.suffix.lower() in PICTURES):
+    for path, held in picture_files(folders):
+        if held:
+            continue
         try:
             with Image.open(path) as image:
                 picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -170,6 +173,23 @@ def measure_tables(
     return EntropyTables(y_freq, z_freq)
 
 
+def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
+    """A model file's tensors with as many bottlenecks in each transform as `config` has: spread evenly over the file's,
+    the first and the last among them; all of them where it has fewer."""
+    for prefix, wanted in (
+        ("analysis_network.blocks.", config.encoder_blocks), ("synthesis_network.blocks.", config.decoder_blocks),
+    ):  # fmt: skip
+        blocks: dict[int, dict[str, np.ndarray]] = {}
+        for name in [name for name in arrays if name.startswith(prefix)]:
+            number, rest = name.removeprefix(prefix).split(".", 1)
+            blocks.setdefault(int(number), {})[rest] = arrays[name]
+        if wanted < len(blocks):
+            chosen = [round(i * (len(blocks) - 1) / max(wanted - 1, 1)) for i in range(wanted)]
+            kept = {f"{prefix}{i}.{rest}": a for i, old in enumerate(chosen) for rest, a in blocks[old].items()}
+            arrays = {name: a for name, a in arrays.items() if not name.startswith(prefix)} | kept
+    return arrays
+
+
 def export(
     state: dict, config: Config, pictures: list[np.ndarray], path: Path, device: str, crops: int, **card: str
 ) -> str:
@@ -201,7 +221,7 @@ def train(
 ) -> Path:
     """Train for `minutes` (or go on from out/trunk.pt); returns the path of the exported weights.
 
-    `start`: a model file whose fitting tensors are taken as first values.
+    `start`: a model file whose fitting tensors are taken as first values; blocks that `config` lacks are dropped.
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the learning rate
     starts to fall, out/codec.safetensors at the end. The .pt files are this function's own; it loads them with
     weights_only, and no others.
@@ -214,7 +234,7 @@ def train(
     if device == "cuda":
         model = model.to(memory_format=torch.channels_last)
     if start is not None:
-        tensors = networks.float_tensors(model, networks.read_model_file(start)[0])
+        tensors = networks.float_tensors(model, thinned(networks.read_model_file(start)[0], config))
         model.load_state_dict(tensors, strict=False)
         say(f"{len(tensors)} of {len(model.state_dict())} tensors from {start}")
     linear = [model.linear_analysis, model.linear_synthesis]
@@ -336,7 +356,7 @@ def train(
     return path
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of pictures")
     parser.add_argument("--out", type=Path, required=True)
@@ -351,11 +371,16 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, help="model file to take first values from")
     parser.add_argument("--seed", type=int, default=1)
-    a = parser.parse_args()
+    sizes = parser.add_argument_group("sizes of the networks; those of a training that is resumed must be given again")
+    for field in dataclasses.fields(Config):
+        sizes.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default, metavar="N")
+    a = parser.parse_args(arguments)
     torch.set_num_threads(a.threads)
+    config = Config(**{field.name: getattr(a, field.name) for field in dataclasses.fields(Config)})
     train(
-        a.data, a.out, a.minutes, a.batch, a.size, a.rate, a.decay, a.finish, a.device, a.resume, a.seed, start=a.start
-    )
+        a.data, a.out, a.minutes, a.batch, a.size, a.rate, a.decay, a.finish, a.device, a.resume, a.seed,
+        config=config, start=a.start,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

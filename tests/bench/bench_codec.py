@@ -94,19 +94,20 @@ def stopwatches(model, spent: dict):
     import torch
 
     from codec import coder, entropy
+    from codec.inference import Inference
 
     places = {
-        (type(model), "analysis"): "analysis",
-        (type(model), "hyper_analysis"): "hyper and quantise",
+        (Inference, "analysis"): "analysis",
+        (Inference, "hyper_analysis"): "hyper and quantise",
         (type(model), "round"): "hyper and quantise",
-        (type(model), "index_features"): "indices",
-        (type(model), "bins_first"): "indices",
-        (type(model), "bins_second"): "indices",
-        (type(model), "mean_features"): "means",
-        (type(model), "mean_first"): "means",
-        (type(model), "mean_second"): "means",
-        (type(model), "synthesis"): "synthesis",
-        (coder, "_planes"): "pixels",
+        (Inference, "index_features"): "indices",
+        (Inference, "bins_first"): "indices",
+        (Inference, "bins_second"): "indices",
+        (Inference, "mean_features"): "means",
+        (Inference, "mean_first"): "means",
+        (Inference, "mean_second"): "means",
+        (Inference, "synthesis"): "synthesis",
+        (coder, "_cells_of"): "pixels",
         (coder, "_gather"): "pixels",
         (entropy, "encode"): "entropy encode",
         (entropy, "checksum"): "checksum",

@@ -129,3 +129,24 @@ def test_one_bad_file_in_a_batch_is_the_same_error(tiny, golden):
     good = (golden / "rgb.npi").read_bytes()
     with pytest.raises(CodecError):
         decode_batch([good, good[:-9]], model=tiny)
+
+
+def test_one_bad_file_can_cost_only_itself(tiny, golden):
+    good = (golden / "rgb.npi").read_bytes()
+    stream = container.read(good)
+    words = np.frombuffer(bytes(stream.streams[0]), np.uint16).copy()
+    words[len(words) // 2 :] ^= 0x5A5A
+    stream.streams[0] = words.tobytes()
+    damaged = container.write(stream)  # its checksum fits: found out only in the batch
+    stranger = container.read(good)
+    stranger.model = "0123456789abcdef"
+    files = [good, damaged, b"no picture", good, container.write(stranger)]
+    outcomes = decode_batch(files, model=tiny, errors="return")
+    kinds = [type(one).__name__ for one in outcomes]
+    assert kinds == ["Image", "BadBitstream", "BadBitstream", "Image", "UnknownModel"]
+    assert np.array_equal(np.asarray(outcomes[0]), np.asarray(outcomes[3]))
+    assert np.abs(np.asarray(outcomes[0]).astype(int) - np.asarray(decode(good, model=tiny))).max() <= 1
+    with pytest.raises(CodecError):
+        decode_batch(files[:2], model=tiny)
+    with pytest.raises(ValueError, match="'raise' or 'return'"):
+        decode_batch([good], model=tiny, errors="ignore")

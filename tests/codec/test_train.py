@@ -1,14 +1,18 @@
 """Training: it learns, stops on time, goes on from its checkpoint, exports a model that works."""
 
+import dataclasses
 import json
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from codec.model import Config, load_model
-from codec.train import batch, crop, load_pictures, rendered_page, train
+from codec.model import Config, NightCodec, load_model, read_model_file, save_model
+from codec.splits import held_out, picture_files
+from codec.train import batch, crop, load_pictures, main, rendered_page, thinned, train
 
 SMALL = Config(channels=16, latent=40, hyper=8, encoder_blocks=1, decoder_blocks=1, mean_channels=16, index_channels=16)
 
@@ -49,3 +53,49 @@ def test_training_learns_resumes_and_exports(folder, tmp_path):
     assert all(np.isfinite(line["loss"]) for line in lines)
     model = load_model(path)
     assert model.config == SMALL and int(model.metadata["steps"]) >= lines[-1]["step"]
+
+
+def test_held_out_originals_are_not_trained_on(tmp_path):
+    names = [f"original-{i}.jpg" for i in range(60)]
+    held = [name for name in names if held_out(name)]
+    assert 0 < len(held) < 20
+    (tmp_path / "tiles").mkdir()
+    lines = ["file,original"]
+    for i, name in enumerate(names):
+        for tile in ("a", "b"):
+            shade = np.full((40, 40, 3), 255 if name in held else 90, np.uint8)
+            Image.fromarray(shade).save(tmp_path / "tiles" / f"{i}{tile}.png")
+            lines.append(f"{i}{tile}.png,{name}")
+    (tmp_path / "tiles" / "INDEX.csv").write_text("\n".join(lines))
+    Image.new("RGB", (40, 40)).save(tmp_path / "unlisted.png")
+    pictures = load_pictures([tmp_path], 32)
+    assert len(pictures) == 2 * (60 - len(held)) + 1 and max(p.max() for p in pictures) == 90
+    assert sum(out for _, out in picture_files([tmp_path])) == 2 * len(held)
+
+
+def test_a_thinner_model_starts_from_a_trained_one(tmp_path):
+    whole = NightCodec(dataclasses.replace(SMALL, decoder_blocks=7, encoder_blocks=2))
+    save_model(whole, tmp_path / "whole.safetensors")
+    arrays, _ = read_model_file(tmp_path / "whole.safetensors")
+    thin = thinned(arrays, dataclasses.replace(SMALL, decoder_blocks=3, encoder_blocks=2))
+    name = "synthesis_network.blocks.{}.narrow.weight"
+    for new, old in ((0, 0), (1, 3), (2, 6)):
+        assert np.array_equal(thin[name.format(new)], arrays[name.format(old)])
+    assert name.format(3) not in thin and len(arrays) - len(thin) == 4 * 6
+    assert thinned(arrays, dataclasses.replace(SMALL, decoder_blocks=9, encoder_blocks=2)).keys() == arrays.keys()
+
+
+@pytest.mark.slow
+def test_sizes_are_options(folder, tmp_path):
+    save_model(NightCodec(dataclasses.replace(SMALL, decoder_blocks=3)), tmp_path / "start.safetensors")
+    sizes = {**dataclasses.asdict(SMALL), "decoder_blocks": 2}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
+    files = ["--data", str(folder), "--out", str(tmp_path), "--start", str(tmp_path / "start.safetensors")]
+    main([*files, *options, "--minutes=0.05", "--batch=2", "--size=64", "--device=cpu"])
+    assert load_model(tmp_path / "codec.safetensors").config == Config(**sizes)
+
+
+def test_training_needs_torch_numpy_and_pillow_alone():
+    code = "import sys, codec.train; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"numba", "scipy", "skimage", "pyarrow", "constriction", "prefect", "boto3"} & set(loaded)

@@ -1,0 +1,319 @@
+"""The networks at work: what model.py defines and trains, on finished weights and arranged for speed.
+
+The same functions of the same weights as NightCodec's, to rounding; the exact network's to the bit. What differs:
+
+- Neighbouring linear layers are one: enter after the 8x8 DCT, the inverse DCT after leave, and the decoder's linear
+  picture with the DCT of it.
+- A checkerboard pass is computed on its own cells only. They are held *packed*, [2B,h/2,w/2,C]: for each picture
+  a plane of its even rows, then one of its odd rows. What a cell of the second pass sees of the first are the cells at
+  odd distance around: 4 of 3x3, 12 of 5x5.
+- Channels are last in memory throughout, activations and sums are made in place, weights lie ready in the precision
+  that they are used in.
+
+Nothing here is trained; model.py's versions are the definition and the tests compare the two.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codec import exact
+from codec.exact import ACTIVATION_MAX, ACTIVATION_STEPS, ExactConv2d, quantise_activation
+from codec.model import BINS, FEATURE_SCALE, LEVELS, MEAN_LIMIT, NightCodec, at_level
+from codec.winograd import Convolution3x3
+
+SLOPE = 0.1  # of the leaky ReLUs
+EVEN, ODD = 0, 1  # row + column of a cell: first pass, second pass
+
+
+def taps_of(kernel: int) -> list[tuple[int, int]]:
+    """(row, column) offsets in a kernel x kernel window that lead from odd cells to even ones."""
+    reach = range(-(kernel // 2), kernel // 2 + 1)
+    return [(r, c) for r in reach for c in reach if (r + c) % 2]
+
+
+def pack(t: Tensor, parity: int) -> Tensor:
+    """[B,h,w,C] -> its cells of one parity, packed; zeros stand beyond an odd edge."""
+    height, width = t.shape[1:3]
+    if height % 2 or width % 2:
+        t = F.pad(t, (0, 0, 0, width % 2, 0, height % 2))
+    return torch.stack((t[:, 0::2, parity::2], t[:, 1::2, 1 - parity :: 2]), 1).flatten(0, 1)
+
+
+def unpack(packed: Tensor, parity: int, out: Tensor) -> None:
+    """Packed cells to their places in `out` [B,h,w,C], whose other cells stay."""
+    for row in (0, 1):
+        cells = out[:, row::2, (parity + row) % 2 :: 2]
+        cells.copy_(packed[row::2, : cells.shape[1], : cells.shape[2]])
+
+
+def around(packed: Tensor, taps: list[tuple[int, int]], inner: tuple[int, int, int, int]) -> Tensor:
+    """Even cells, packed -> for each odd cell of rows top..bottom, columns left..right (`inner`, in packed units) its
+    neighbours at `taps`, zeros beyond the edge: packed, [2B,bottom-top,right-left,taps,C]."""
+    top, bottom, left, right = inner
+    padded = F.pad(packed, (0, 0, 1, 1, 1, 1))
+    out = packed.new_empty(len(packed), bottom - top, right - left, len(taps), packed.shape[-1])
+    for row in (0, 1):
+        for tap, (dr, dc) in enumerate(taps):
+            plane = (row + dr) % 2
+            down, over = 1 + (row + dr - plane) // 2, 1 + (1 - row + dc - plane) // 2
+            out[row::2, :, :, tap] = padded[plane::2, top + down : bottom + down, left + over : right + over]
+    return out
+
+
+class _Layer:
+    """A convolution with its weights ready, [B,h,w,in] -> [B,h,w,out]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32):
+        """weight [out,in] or [out,in,k,k], k odd: zeros stand beyond the edge."""
+        self.padding = weight.shape[2] // 2 if weight.ndim == 4 else 0
+        weight = weight if weight.ndim == 4 else weight[:, :, None, None]
+        self.weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.bias = None if bias is None else bias.to(dtype)
+
+    @classmethod
+    def of(cls, layer: torch.nn.Conv2d, dtype: torch.dtype) -> "_Layer":
+        return cls(layer.weight, layer.bias, dtype)
+
+    def __call__(self, t: Tensor) -> Tensor:
+        t = t.permute(0, 3, 1, 2).to(self.weight.dtype)
+        return F.conv2d(t, self.weight, self.bias, padding=self.padding).permute(0, 2, 3, 1)
+
+    def leaky(self, t: Tensor) -> Tensor:
+        return F.leaky_relu(self(t), SLOPE, inplace=True)
+
+
+class _Exact(_Layer):
+    """The same of the exact network, its weights as multiples of their steps."""
+
+    def __init__(self, layer: ExactConv2d, taps: list[tuple[int, int]] | None = None):
+        weight, bias = layer.integers()
+        weight = weight.float() / exact.WEIGHT_STEPS
+        if taps is not None:
+            weight = _at_taps(weight, taps)
+        super().__init__(weight, bias.float() / (exact.WEIGHT_STEPS * ACTIVATION_STEPS))
+
+    def __call__(self, t: Tensor) -> Tensor:
+        t = t.permute(0, 3, 1, 2)
+        return exact.exact_conv2d(t, self.weight, self.bias, self.padding).permute(0, 2, 3, 1)
+
+
+def _at_taps(weight: Tensor, taps: list[tuple[int, int]]) -> Tensor:
+    """[out,in,k,k] -> [out,taps*in], for what `around` gathers."""
+    middle = weight.shape[2] // 2
+    return torch.cat([weight[:, :, middle + r, middle + c] for r, c in taps], 1)
+
+
+class _Blocks:
+    """A chain of bottlenecks, in place on [B,H,W,C]."""
+
+    def __init__(self, blocks, dtype: torch.dtype):
+        self.layers = [tuple(_Layer.of(part, dtype) for part in (b.narrow, b.spatial, b.widen)) for b in blocks]
+        self.winograd = None
+        if dtype == torch.float32 and blocks and not blocks[0].spatial.weight.is_cuda:
+            self.winograd = [Convolution3x3(b.spatial.weight, b.spatial.bias, SLOPE) for b in blocks]
+
+    def __call__(self, t: Tensor) -> None:
+        # Torch may be told to multiply float32 coarsely: too coarsely for transformed tiles.
+        winograd = self.winograd if torch.get_float32_matmul_precision() == "highest" else None
+        for number, (narrow, spatial, widen) in enumerate(self.layers):
+            middle = winograd[number] if winograd else spatial.leaky
+            t.add_(widen(middle(narrow.leaky(t))))
+
+
+def _to_halves(t: Tensor) -> Tensor:
+    """[B,h,w,4C], the four parts of each cell row by row -> [B,2h,2w,C]."""
+    batch, height, width, _ = t.shape
+    t = t.view(batch, height, width, 2, 2, -1).transpose(2, 3)
+    return t.reshape(batch, 2 * height, 2 * width, -1)
+
+
+def _to_cells(t: Tensor) -> Tensor:
+    """[B,2h,2w,C] -> [B,h,w,4C], the inverse of _to_halves."""
+    batch, height, width, channels = t.shape
+    t = t.view(batch, height // 2, 2, width // 2, 2, channels).transpose(2, 3)
+    return t.reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def _quarters() -> Tensor:
+    """[768]: where in a cell's pixels ordered (colour, 16, 16) those ordered (row of part, column of part, colour, 8,
+    8) stand."""
+    return torch.arange(768).view(3, 2, 8, 2, 8).permute(1, 3, 0, 2, 4).flatten()
+
+
+class Inference:
+    """A NightCodec's functions for coder.py. Made once per model, device and precision; see `inference_of`.
+
+    Tensors have their channels last, [B,h,w,C]; packed ones, see `pack`, have [2B,h/2,w/2,C].
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: NightCodec):
+        self.model = model
+        self.device, self.dtype = model.log_gain.device, model.precision
+        dtype = self.dtype
+        dct = model.dct[:, :, 0, 0]  # [192 coefficients, 192 pixels]
+        of_unit = dct / model.dct_size[:, :, 0]
+        order = _quarters().to(dct.device)
+
+        # Full precision: in bfloat16 weights that add pixels to differences would no longer cancel.
+        analysis = model.analysis_network
+        self.linear_analysis = _Layer(model.linear_analysis[:, order], None)
+        self.enter = _Layer(analysis.enter.weight.flatten(1) @ of_unit, analysis.enter.bias)
+        self.encoder = _Blocks(analysis.blocks, dtype)
+        self.leave = _Layer(
+            _of_parts(analysis.leave.weight) * FEATURE_SCALE, analysis.leave.bias * FEATURE_SCALE, dtype
+        )
+
+        synthesis = model.synthesis_network
+        linear = model.linear_synthesis[order]  # [768, latent]
+        self.linear_synthesis = _Layer(linear, None)
+        again = synthesis.enter.weight.flatten(1) @ of_unit @ linear.view(4, 192, -1)
+        self.again = _Layer(again.flatten(0, 1), synthesis.enter.bias.repeat(4), dtype)
+        middle = len(synthesis.blocks) // 2
+        self.decoder = _Blocks(synthesis.blocks[:middle], dtype), _Blocks(synthesis.blocks[middle:], dtype)
+        back = FEATURE_SCALE * dct.t()
+        self.back = _Layer(back @ synthesis.leave.weight.flatten(1), back @ synthesis.leave.bias, dtype)
+
+        self.hyper = [
+            _Layer.of(model.hyper_enter, dtype),
+            *(_Layer(_of_parts(part.weight), part.bias, dtype) for part in (model.hyper_middle, model.hyper_spatial)),
+            _Layer.of(model.hyper_leave, dtype),
+        ]
+
+        means = model.means
+        names = ("hyper", "expand", "features", "first", "join", "second")
+        self.means = {name: _Layer.of(getattr(means, name), dtype) for name in names}
+        self.means["context"] = _Layer(_at_taps(means.context.weight, taps_of(3)), means.context.bias, dtype)
+        self.near = torch.stack([means.linear[:, 0, 1 + r, 1 + c] for r, c in taps_of(3)])  # [4, latent]
+
+        net = model.indices
+        self.exact = {name: _Exact(layer) for name, layer in net.named_children()}
+        # Odd cells, whose symbols are not known yet, pass on what `magnitude` makes of nothing.
+        idle = quantise_activation(self.exact["magnitude"].bias)
+        every = self.exact["neighbours"]
+        self.idle = torch.einsum("ockl,c->okl", every.weight.double(), idle.double()).float()[:, None].contiguous()
+        self.exact["neighbours"] = _Exact(net.neighbours, taps_of(5))
+
+    # -- transforms
+
+    def analysis(self, pixels: Tensor) -> Tensor:
+        """float32 [B,h,w,768], pixels of each cell less 127.5 in the order of `_quarters` -> y [B,h,w,latent]."""
+        batch, height, width, _ = pixels.shape
+        parts = self.enter(pixels.view(batch, height, 4 * width, 192))
+        t = _to_halves(parts.reshape(batch, height, width, -1).to(self.dtype))
+        self.encoder(t)
+        return self.linear_analysis(pixels).add_(self.leave(_to_cells(t)))
+
+    def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """y_hat float32 [B,h,w,latent] -> float32 [B,h,w,768], the linear picture less 127.5 in the order of
+        `_quarters`, and [B,2h,2w,192], what to add to it per block of 8x8 (colour, row, column)."""
+        t = _to_halves(self.again(y_hat))
+        network = self.model.synthesis_network
+        for gain, blocks in zip((network.enter_gain, network.middle_gain), self.decoder, strict=True):
+            t.mul_(torch.exp(at_level(gain, levels)).permute(0, 2, 3, 1).to(self.dtype))
+            blocks(t)
+        return self.linear_synthesis(y_hat), self.back(t).float()
+
+    def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:
+        """y in quantisation steps [B,h,w,latent] -> unrounded z [B,ceil(h/4),ceil(w/4),hyper]."""
+        height, width = y_scaled.shape[1:3]
+        enter, middle, spatial, leave = self.hyper
+        t = enter.leaky(_asinh(y_scaled))
+        t.mul_(torch.exp(at_level(self.model.hyper_gain, levels)).permute(0, 2, 3, 1).to(self.dtype))
+        if height % 4 or width % 4:
+            t = F.pad(t.permute(0, 3, 1, 2), (0, -width % 4, 0, -height % 4), mode="replicate").permute(0, 2, 3, 1)
+        return leave(spatial.leaky(_to_cells(middle.leaky(_to_cells(t))))).float()
+
+    # -- means, in quantisation steps
+
+    def mean_features(self, z: Tensor, place: tuple[slice, slice], inner: tuple[slice, slice]) -> Tensor:
+        """Hyper-latent [B,hz,wz,hyper] -> features [B,..,..,m]. place: rows and columns of the latent over it to work
+        on; inner: those of them to keep, one cell or more inside where the latent goes on."""
+        layer = self.means
+        t = _shuffle4(layer["expand"](layer["hyper"].leaky(z)), place)
+        return layer["features"].leaky(F.leaky_relu(t, SLOPE, inplace=True))[:, *inner]
+
+    def mean_first(self, features: Tensor) -> Tensor:
+        """Features of even cells -> their means, float32; packed."""
+        return _limited(self.means["first"](features))
+
+    def mean_second(self, features: Tensor, values: Tensor, inner: tuple[int, int, int, int]) -> Tensor:
+        """Features of odd cells; symbols + means of the even cells around, float32 -> means of the odd cells; all
+        packed. inner: where among `values` the odd cells stand."""
+        layer = self.means
+        near = around(values, taps_of(3), inner)
+        linear = near[..., 0, :] * self.near[0]
+        for tap in range(1, len(self.near)):
+            linear.addcmul_(near[..., tap, :], self.near[tap])
+        seen = around(_asinh(values).to(self.dtype), taps_of(3), inner).flatten(3)
+        t = layer["join"].leaky(torch.cat((features, layer["context"].leaky(seen)), -1))
+        return _limited(layer["second"](t)).add_(linear)
+
+    # -- indices: exact
+
+    def index_features(self, z: Tensor, levels: Tensor, place: tuple[slice, slice], inner: tuple[slice, slice]):
+        """As mean_features, for the scale bins: multiples of 1/16."""
+        layer = self.exact
+        plane = torch.floor(levels.float() * ACTIVATION_MAX / LEVELS) / ACTIVATION_STEPS
+        plane = plane[:, None, None, None].expand(*z.shape[:3], 1)
+        t = layer["expand"](quantise_activation(layer["hyper"](torch.cat((z * 0.5, plane), -1))))
+        return quantise_activation(layer["features"](quantise_activation(_shuffle4(t, place)))[:, *inner])
+
+    def bins_first(self, features: Tensor) -> Tensor:
+        """Features of even cells -> their bins, uint8; packed."""
+        return _bins(self.exact["first"](features))
+
+    def bins_second(self, features: Tensor, symbols: Tensor, inner: tuple[int, int, int, int]) -> Tensor:
+        """Features of odd cells, packed; symbols [B,h,w,latent] of their surroundings, two cells or up to the edge, of
+        which the even cells count; inner: where among them, packed, the odd cells stand -> their bins, uint8, packed.
+        """
+        layer = self.exact
+        batch, height, width, _ = symbols.shape
+        magnitude = pack(symbols, EVEN).abs_().clamp_(max=ACTIVATION_MAX // ACTIVATION_STEPS).float()
+        seen = quantise_activation(layer["magnitude"](magnitude))
+        if height % 2:  # beyond the edge nothing is passed on; the even cells that an odd edge adds lie in odd rows
+            seen[1::2, -1] = 0
+        if width % 2:
+            seen[1::2, :, -1] = 0
+        seen = layer["neighbours"](around(seen, taps_of(5), inner).flatten(3))
+        idle = ~self.model.anchors(height, width, symbols.device)[None, None]
+        idle = exact.exact_conv2d(idle.float(), self.idle, torch.zeros_like(self.idle[:, 0, 0, 0]), 2)
+        top, bottom, left, right = inner
+        idle = pack(idle.permute(0, 2, 3, 1), ODD)[:, top:bottom, left:right]
+        seen = quantise_activation(seen + idle.repeat(batch, 1, 1, 1))
+        t = quantise_activation(layer["join"](torch.cat((features, seen), -1)))
+        return _bins(layer["second"](t))
+
+
+def _of_parts(weight: Tensor) -> Tensor:
+    """A 1x1 kernel that reads pixel_unshuffle's order (channel, part) -> [out,in] for _to_cells' (part, channel)."""
+    return weight.view(len(weight), -1, 4).transpose(1, 2).flatten(1)
+
+
+def _asinh(t: Tensor) -> Tensor:
+    """Inverse hyperbolic sine to within 1e-6; torch's own is four times slower."""
+    return t.square().add_(1.0).sqrt_().add_(t.abs()).log_().copysign_(t)
+
+
+def _shuffle4(t: Tensor, place: tuple[slice, slice]) -> Tensor:
+    """[B,h,w,16C] (channel, row, column) -> rows and columns `place` of [B,4h,4w,C]."""
+    t = F.pixel_shuffle(t.permute(0, 3, 1, 2), 4)[:, :, *place]
+    return t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+
+
+def _limited(t: Tensor) -> Tensor:
+    return t.float().div_(MEAN_LIMIT).tanh_().mul_(MEAN_LIMIT)
+
+
+def _bins(t: Tensor) -> Tensor:
+    """Output of a last exact layer -> bin."""
+    return t.mul_(4.0).add_(0.5).floor_().clamp_(0.0, BINS - 1.0).to(torch.uint8)
+
+
+def inference_of(model: NightCodec) -> Inference:
+    """The model's Inference at its present device and precision, made at the first call."""
+    held = getattr(model, "_inference", None)
+    if held is None or held.dtype != model.precision or held.device != model.log_gain.device:
+        held = model._inference = Inference(model)
+    return held

@@ -1,0 +1,138 @@
+"""The networks as they are used agree with the networks as they are trained: floats to rounding, bins to the bit."""
+
+import pytest
+import torch
+
+from codec.inference import EVEN, ODD, Inference, around, inference_of, pack, taps_of, unpack
+from codec.winograd import Convolution3x3
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny
+
+
+def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """float32 [1,3,height,width] in 0..1."""
+    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def first(t: torch.Tensor) -> torch.Tensor:
+    """Channels first, as model.py has them."""
+    return t.permute(0, 3, 1, 2)
+
+
+def last(t: torch.Tensor) -> torch.Tensor:
+    return t.permute(0, 2, 3, 1).contiguous()
+
+
+def cells_of(x: torch.Tensor) -> torch.Tensor:
+    """Pixels [B,3,H,W] -> what Inference.analysis takes."""
+    batch, _, height, width = x.shape
+    t = (x * 255 - 127.5).view(batch, 3, height // 16, 2, 8, width // 16, 2, 8)
+    return t.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, height // 16, width // 16, 768)
+
+
+def pixels_of(linear: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """What Inference.synthesis gives -> [B,3,H,W] in 0..1."""
+    batch, height, width, _ = linear.shape
+    t = linear.view(batch, height, width, 2, 2, 3, 8, 8).permute(0, 5, 1, 3, 6, 2, 4, 7)
+    t = t.reshape(batch, 3, 16 * height, 16 * width)
+    blocks = added.view(batch, 2 * height, 2 * width, 3, 8, 8).permute(0, 3, 1, 4, 2, 5)
+    return (t + blocks.reshape(t.shape)) / 255 + 0.5
+
+
+def test_analysis_and_synthesis(model):
+    x = torch.cat((picture(96, 80), picture(96, 80, seed=1)))
+    levels = torch.tensor([120, 870])
+    inference = inference_of(model)
+    y = model.analysis(x)
+    assert torch.allclose(first(inference.analysis(cells_of(x))), y, atol=1e-2)  # of 255
+    shown = pixels_of(*inference.synthesis(last(y), levels))
+    assert torch.allclose(shown, model.synthesis(y, levels), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(96, 80), (16, 16), (112, 144)])
+def test_symbols(model, size):
+    """Hyper-analysis, means and bins on one window that is the whole latent, of even and odd sides."""
+    levels = torch.tensor([640])
+    inference = inference_of(model)
+    scaled = model.scale(model.analysis(picture(*size)), levels)
+    height, width = scaled.shape[2:]
+    z = model.hyper_analysis(scaled, levels)
+    assert torch.allclose(first(inference.hyper_analysis(last(scaled), levels)), z, atol=1e-3)
+    z = torch.round(z * 4)
+    place = slice(0, height), slice(0, width)
+    inner = (0, -(-height // 2), 0, -(-width // 2))
+    anchors = model.anchors(height, width)
+    symbols = torch.round(scaled * 3) * anchors
+
+    features = inference.index_features(last(z), levels, place, place)
+    assert torch.equal(first(features), model.index_features(z, levels, height, width))
+    bins = torch.zeros(1, height, width, model.config.latent, dtype=torch.uint8)
+    unpack(inference.bins_first(pack(features, EVEN)), EVEN, bins)
+    unpack(inference.bins_second(pack(features, ODD), last(symbols).to(torch.int16), inner), ODD, bins)
+    of_model = model.index_features(z, levels, height, width)
+    expected = torch.where(anchors, model.bins_first(of_model), model.bins_second(of_model, symbols))
+    assert torch.equal(first(bins).float(), expected)
+
+    features = inference.mean_features(last(z), place, place)
+    of_model = model.mean_features(z, height, width)
+    assert torch.allclose(first(features), of_model, rtol=1e-4, atol=1e-4)
+    means = torch.zeros(1, height, width, model.config.latent)
+    unpack(inference.mean_first(pack(features, EVEN)), EVEN, means)
+    unpack(inference.mean_second(pack(features, ODD), pack(last(symbols), EVEN), inner), ODD, means)
+    expected = torch.where(anchors, model.mean_first(of_model), model.mean_second(of_model, symbols))
+    assert torch.allclose(first(means), expected, atol=1e-3)
+
+
+def test_bfloat16_stays_near(model):
+    x = picture(64, 64)
+    y, levels = model.analysis(x), torch.tensor([500])
+    try:
+        model.set_precision("bfloat16")
+        inference = Inference(model)
+        for mine, theirs in (
+            (first(inference.analysis(cells_of(x))), model.analysis(x)),
+            (pixels_of(*inference.synthesis(last(y), levels)) * 255, model.synthesis(y, levels) * 255),
+        ):
+            assert (mine - theirs).square().mean().sqrt() < 0.01 * theirs.std()
+    finally:
+        model.set_precision("float32")
+
+
+def test_packed_cells_and_their_neighbours():
+    t = torch.arange(5 * 7).view(1, 5, 7, 1).float()
+    again = torch.zeros_like(t)
+    for parity in (EVEN, ODD):
+        unpack(pack(t, parity), parity, again)
+    assert torch.equal(again, t)
+    near = around(pack(t, EVEN), taps_of(3), (0, 3, 0, 4))
+    assert near[0, 1, 1, :, 0].tolist() == [10, 16, 18, 24]  # above, left, right and below of row 2, column 3
+    assert near[1, 1, 0, :, 0].tolist() == [14, 0, 22, 28]  # row 3, column 0: nothing on the left
+    assert len(taps_of(5)) == 12
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (5, 9), (33, 150)])
+def test_winograd_is_the_convolution(shape):
+    torch.manual_seed(4)
+    x, weight, bias = torch.randn(2, *shape, 24), torch.randn(40, 24, 3, 3) / 15, torch.randn(40)
+    expected = torch.nn.functional.conv2d(first(x).double(), weight.double(), bias.double(), padding=1)
+    expected = torch.nn.functional.leaky_relu(expected, 0.1)
+    assert torch.allclose(first(Convolution3x3(weight, bias, 0.1)(x)).double(), expected, atol=1e-4)
+
+
+def test_it_follows_the_models_precision(model):
+    kept = inference_of(model)
+    assert inference_of(model) is kept
+    try:
+        assert inference_of(model.set_precision("bfloat16")) is not kept
+    finally:
+        model.set_precision("float32")
