@@ -193,10 +193,14 @@ class RunSettings:
         return settings
 
     def refuse_overlap(self) -> None:
-        """WrongUsage where SOURCE and DEST share objects: the night would compress its own output."""
+        """WrongUsage where SOURCE and DEST share objects (the night would compress its own output) or are no places."""
         from tasks.stores import overlap
 
-        if overlap(self.source, self.dest):
+        try:
+            shared = overlap(self.source, self.dest)
+        except ValueError as error:
+            raise WrongUsage(str(error)) from None
+        if shared:
             raise WrongUsage(
                 f"SOURCE {self.source} and DEST {self.dest} overlap; "
                 "choose a DEST that neither lies within SOURCE nor contains it"
@@ -309,7 +313,7 @@ def converted(raw: dict, label) -> dict:
             continue
         try:
             out[name] = convert(name, value)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise WrongUsage(f"{label(spelled)}: {error}") from None
         if out[name] is None:
             del out[name]

@@ -75,8 +75,11 @@ def given_back(keeper: Image.Image, row: dict, size: tuple[int, int], mode: str)
 def find_view(keeper: Image.Image, member: Image.Image) -> tuple[View, Look] | None:
     """The view through which the keeper comes back as the member, and how well; None where there is none.
 
-    Both fully decoded and upright, modes as look_alike takes them.
+    Both fully decoded and upright, modes as look_alike takes them. Where only one has alpha there is none: brought to
+    the other's mode it would agree, and come back as what it was not.
     """
+    if ("A" in keeper.mode) != ("A" in member.mode):
+        return None
     found = is_copy(keeper, member)
     if not found.copy or found.to_keeper is None:
         return None

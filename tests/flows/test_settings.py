@@ -203,3 +203,16 @@ def test_overlapping_places_are_refused(tmp_path):
     ]:
         with pytest.raises(WrongUsage, match="overlap"):
             RunSettings.from_parameters({"source": source, "dest": dest})
+
+
+@pytest.mark.parametrize("place", ["ftp://photos", "gs://photos", "s3://"])
+def test_places_that_are_none_are_wrong_usage(place):
+    for places in ({"source": place, "dest": "pressed"}, {"source": "photos", "dest": place}):
+        with pytest.raises(WrongUsage, match="://"):
+            RunSettings.from_parameters(places)
+
+
+@pytest.mark.parametrize("words", [("--workers", "inf"), ("--budget", "9" * 400)])
+def test_numbers_without_end_are_wrong_usage(words):
+    with pytest.raises(WrongUsage, match=words[0]):
+        parsed(*words)

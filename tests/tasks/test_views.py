@@ -73,6 +73,14 @@ def test_what_no_view_gives_back(cat):
     assert find_view(Image.new("RGB", (300, 200)), cat) is None
 
 
+def test_alpha_on_one_side_only_is_no_view(cat):
+    clear = cat.copy()
+    clear.putalpha(255)
+    assert find_view(clear, cat.crop(CROP)) is None
+    assert find_view(cat, clear.crop(CROP)) is None
+    assert find_view(clear, clear.crop(CROP)) is not None
+
+
 def test_given_back_by_row(cat):
     row = {"keeper_turn": None, "keeper_box": None}
     assert given_back(cat, row, (90, 60), "RGB").size == (90, 60)
