@@ -24,33 +24,21 @@ EXCESS = 0.1  # dB by which a target may be exceeded
 SHORT = 0.02  # part of a byte target that may stay unused
 SMALL_PICTURE_PSNR = 40.0  # what a picture too small for MS-SSIM takes instead
 MARGIN = 0.004  # dB kept above a target, since decoders may differ by a grey step here and there
-PASSES = 4  # within which photographs reach their target
 LAST_PASS = 8  # pictures whose curve jumps get as many
 SAMPLE_LEVELS = (0, 160, 360, 580, 800, 1000)  # where a curve is worth sampling for `allocate`
 
-# Typical curves of pictures of growing activity at levels 0, 100, ..., 1000: where a search starts and how steep it
-# expects a curve to be. Only a start: what is measured on the picture itself corrects them.
-TYPICAL = {
-    "activity": (2.18, 3.25, 3.96, 4.58),
-    "psnr": (
-        (31.2, 32.5, 33.9, 35.2, 36.5, 37.8, 39.1, 40.3, 41.4, 42.6, 43.7),
-        (28.3, 29.5, 30.7, 31.9, 33.3, 34.7, 36.1, 37.6, 39.0, 40.5, 41.8),
-        (25.0, 26.1, 27.6, 29.0, 30.6, 32.2, 33.8, 35.2, 36.6, 37.7, 38.7),
-        (23.1, 24.2, 25.7, 27.3, 29.0, 30.7, 32.3, 33.7, 34.9, 35.8, 36.5),
-    ),
-    "ms-ssim": (
-        (8.6, 9.6, 10.7, 11.8, 13.0, 14.4, 15.8, 17.3, 18.9, 20.6, 22.3),
-        (8.7, 10.0, 11.4, 12.9, 14.5, 16.1, 17.6, 19.1, 20.6, 22.0, 23.4),
-        (10.3, 11.6, 12.9, 14.3, 15.7, 17.1, 18.3, 19.5, 20.8, 22.1, 23.4),
-        (11.0, 12.5, 14.0, 15.5, 17.1, 18.5, 20.0, 21.4, 22.8, 24.1, 25.5),
-    ),
-    "bpp": (
-        (0.085, 0.101, 0.122, 0.151, 0.189, 0.243, 0.314, 0.408, 0.533, 0.703, 0.966),
-        (0.073, 0.098, 0.136, 0.188, 0.268, 0.381, 0.527, 0.718, 0.969, 1.282, 1.692),
-        (0.140, 0.191, 0.276, 0.387, 0.544, 0.745, 0.987, 1.267, 1.593, 1.948, 2.379),
-        (0.149, 0.224, 0.353, 0.519, 0.753, 1.034, 1.357, 1.717, 2.121, 2.554, 3.056),
-    ),
-}
+# Where a search starts and how steep it expects a curve to be; what is measured on the picture corrects it.
+# PSNR and bytes: from the picture's own latent (Prepared.expected), with the error that no level removes as a multiple
+# of the expected one at the highest level, and the bits as multiples of the expected ones. The middle is typical.
+FLOORS = (0.0, 1.0, 3.0, 8.0, 25.0)
+BITS = (2.0, 2.7, 3.5)
+# MS-SSIM in dB: of pictures of growing activity, at levels 0, 100, ..., 1000.
+MS_SSIM = (
+    (8.6, 9.6, 10.7, 11.8, 13.0, 14.4, 15.8, 17.3, 18.9, 20.6, 22.3),
+    (8.7, 10.0, 11.4, 12.9, 14.5, 16.1, 17.6, 19.1, 20.6, 22.0, 23.4),
+    (10.3, 11.6, 12.9, 14.3, 15.7, 17.1, 18.3, 19.5, 20.8, 22.1, 23.4),
+    (11.0, 12.5, 14.0, 15.5, 17.1, 18.5, 20.0, 21.4, 22.8, 24.1, 25.5),
+)
 
 
 class TargetUnreachable(CodecError):
@@ -115,8 +103,9 @@ def target_level(prepared, metric: str, value: float) -> Reached:
 
     psnr (dB), ms-ssim (0..1; under 160 pixels psnr 40 instead): at least `value`, at most 0.1 dB more, or the lowest
     level where even that is better. bytes: at most `value`, at least 98 % of it, or the highest level where even that
-    is smaller. Four passes for a curve as photographs have it; one that jumps takes up to eight, and comes as near
-    from the right side as they allow. Raises TargetUnreachable, ValueError for an unknown metric.
+    is smaller. Two to four passes; MS-SSIM may take five or six on flat charts, and a curve that jumps takes up to
+    eight and comes as near from the right side as they allow. Raises TargetUnreachable, ValueError for an unknown
+    metric.
     """
     if metric not in ("psnr", "ms-ssim", "bytes"):
         raise ValueError(f"unknown metric {metric!r}; psnr, ms-ssim and bytes can be targets")
@@ -141,11 +130,10 @@ def target_level(prepared, metric: str, value: float) -> Reached:
     if metric == "bytes":
         if value < 1:
             raise ValueError(f"a target of {value} bytes cannot hold a picture")
-        pixels = prepared.width * prepared.height
-        start = _mix(TYPICAL["activity"], activity(original))
-        rate = [[math.log(bits * pixels / 8 + 200) for bits in curve] for curve in TYPICAL["bpp"]]
+        _, bits = prepared.expected(np.linspace(0, TOP, 11))
+        family = [np.log(bits * factor / 8 + 200) for factor in BITS]
         low, aim, high = (math.log(value * part) for part in (1 - SHORT, 1 - SHORT / 2, 1))
-        found = _search(size, rate, start, low, high, aim, 1)
+        found = _search(size, family, (0, 1, 0), low, high, aim, 1)
         level, passes = found.level, found.passes
         bitstream = kept[level] if level in kept else prepared.code(level)
         if not found.met:
@@ -156,9 +144,13 @@ def target_level(prepared, metric: str, value: float) -> Reached:
         return Reached(level, bitstream, metric, len(bitstream), passes)
 
     low = value if metric == "psnr" else ms_ssim_db(value)
-    start = _mix(TYPICAL["activity"], activity(original)) if metric == "psnr" else (0, 0.5, 0.5, 0)
+    if metric == "psnr":
+        mse, _ = prepared.expected(np.linspace(0, TOP, 11))
+        family, start = [-10 * np.log10((mse + floor * mse[-1]) / 255**2) for floor in FLOORS], (0, 0, 1, 0, 0)
+    else:
+        family, start = MS_SSIM, (0, 0.5, 0.5, 0)
     window = low + MARGIN, low + EXCESS - MARGIN, low + EXCESS / 2
-    found = _search(quality, TYPICAL[metric], start, *window, -1)
+    found = _search(quality, family, start, *window, -1)
     bitstream = prepared.code(found.level)
     got = found.value if metric == "psnr" else 1 - 10 ** (-found.value / 10)
     if not found.met:
@@ -176,19 +168,6 @@ class _Found:
     value: float
     met: bool  # on the right side of the window
     passes: int
-
-
-def activity(pixels: np.ndarray) -> float:
-    """How much happens in uint8 [H,W,C]: log2 of the mean step between neighbours in both directions, in grey values.
-
-    Tells a codec's PSNR and rate at a level within about 0.8 dB and 20 % (photographs). Looks at 2 MP at most.
-    """
-    stride = max(1, pixels.shape[0] * pixels.shape[1] // 2_000_000)
-    rows = np.arange(0, max(pixels.shape[0] - 1, 1), stride)
-    luma = pixels[:, :, 1 if pixels.shape[2] == 3 else 0]
-    here, under = luma[rows].astype(np.int16), luma[np.minimum(rows + 1, pixels.shape[0] - 1)].astype(np.int16)
-    across = np.abs(np.diff(here, axis=1)).mean() if here.shape[1] > 1 else 0.0
-    return math.log2(across + np.abs(under - here).mean() + 0.1)
 
 
 def _mix(at: Sequence[float], value: float) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Targets are met within four passes; budgets are landed on, shared well, and keep the worst picture up."""
+"""Targets are met within four passes, on rendered pages too; budgets are landed on and shared well, and keep the worst
+picture up."""
 
 import math
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -22,6 +24,9 @@ class Stand:
         self.noise = np.random.default_rng(5).normal(0, 1, self.array.shape)
         self.best, self.slope, self.bend, self.bits, self.jump = best, slope, bend, bits, jump
         self.reconstructed, self.coded = [], []
+
+    def expected(self, levels):
+        return 255**2 / 10 ** ((27 + 0.015 * levels) / 10), 0.05 * np.exp(0.003 * levels) * self.width * self.height
 
     def reconstruct(self, level):
         self.reconstructed.append(level)
@@ -150,6 +155,27 @@ def test_with_a_real_model(photograph):
         assert target_level(prepared, metric, value).passes <= 4
     file = coder.encode(photograph, max_bytes=7000, model=model)
     assert 0.98 * 7000 <= len(file) <= 7000
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_rendered_scans_with_a_real_model(seed):
+    from codec import coder
+    from codec.train import rendered_page
+
+    try:
+        model = coder.get_model(device="cpu")
+    except coder.UnknownModel:
+        pytest.skip("no trained model in the package")
+    grain = np.random.default_rng(seed).normal(0, 2, (224, 224, 1))
+    page = Image.fromarray(np.clip(rendered_page(224, random.Random(seed)) + grain, 0, 255).astype(np.uint8))
+    prepared = coder.prepare(page, model)
+    lowest, highest = len(prepared.code(0)), len(prepared.code(1000))
+    for value in (metrics.psnr(page, prepared.reconstruct(level)) for level in (220, 560, 880)):
+        reached = target_level(prepared, "psnr", value)
+        assert value <= metrics.psnr(page, reached.pixels) <= value + 0.1 and reached.passes <= 4
+    for value in np.geomspace(1.3 * lowest, 0.8 * highest, 3):
+        reached = target_level(prepared, "bytes", value)
+        assert 0.98 * value <= len(reached.bitstream) <= value and reached.passes <= 4
 
 
 def test_bytes_with_the_tiny_model(photograph, tiny):
