@@ -17,8 +17,8 @@ from PIL import Image
 
 KINDS = ("copy", "classifier", "autoencoder")
 WEIGHTS = Path(__file__).parent / "weights"
-# Cosine from which a neighbour is worth confirming; looser than what would do without (tasks/weights/EMBEDDINGS.md)
-PROPOSED = {"copy": 0.4, "classifier": 0.98, "autoencoder": 0.97}
+# Cosine from which a neighbour is worth confirming: 1 in 190 to 470 different pictures reach it (weights/EMBEDDINGS.md)
+PROPOSED = {"copy": 0.3, "classifier": 0.98, "autoencoder": 0.9}
 PROPOSED_ONNX = 0.8
 BATCH = 32
 EXACT_SEARCH = 50_000_000_000  # comparisons up to which all are made, minutes of one core; beyond, cells may pay
