@@ -100,11 +100,16 @@ def nightly(
         lease.acquire()
     except LeaseHeld as error:
         raise WorkFailed(f"another night is under way: {error}") from None
+    except StoreError as error:
+        raise WorkFailed(f"{error}. Nothing was begun") from error
     with contextlib.ExitStack() as stack:
         stack.callback(lease.release)
         if lease.warning:
             say(f"nightpress: {lease.warning}")
-        course = begin(settings, origin, store, lease, stack)
+        try:
+            course = begin(settings, origin, store, lease, stack)
+        except StoreError as error:
+            raise WorkFailed(f"{error}. Nothing was begun") from error
         try:
             return conduct(course)
         except (LeaseLost, NoModel) as error:

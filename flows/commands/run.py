@@ -73,7 +73,7 @@ def estimate(settings: RunSettings, as_json: bool) -> int:
         listed = listing.list_source(infos_of(settings, source), settings.selects)
         catalog = state.read_catalog(dest, state.latest_manifest(dest))
         new = listing.compare(listed, catalog, settings.max_objects)
-        night = night_of(settings, "dry-run", codec_model().identity)
+        night = night_of(settings, "dry-run", codec_model().identity, None)  # an estimate goes by hashes
         shown: list[Progress] = []
 
         def watch(done: int, of: int) -> None:

@@ -413,3 +413,10 @@ def test_dry_run_writes_nothing(bucket, tmp_path, capsys):
     assert main(["run", str(bucket[0]), str(dest), "--dry-run", "--target", "psnr=32", "--workers", "2"]) == 0
     assert "nothing was written" in capsys.readouterr().out
     assert not dest.exists() or not os.listdir(dest)
+
+
+def test_a_dest_that_cannot_be_written(night, tmp_path):
+    put(tmp_path / "photos", {"cat.png": saved(photograph("chelsea.png").crop((0, 0, 64, 64)), "PNG")})
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(WorkFailed, match="Nothing was begun"):
+        night(tmp_path / "photos", tmp_path / "file" / "pressed")
