@@ -41,7 +41,7 @@ from flows.console import Progress, WorkFailed, WrongUsage, say
 from flows.settings import RunSettings, deadline_after
 from tasks import listing, plan, publish, state, summary
 from tasks.lease import Lease, LeaseHeld, LeaseLost
-from tasks.models import NoModel, codec_model, copy_model, embedding_of
+from tasks.models import NoModel, codec_model, copy_model, embedding_identity, embedding_of
 from tasks.shards import Step
 from tasks.state import CATALOG_SCHEMA, Night
 from tasks.stores import AlreadyExists, NotFound, ObjectInfo, Store, StoreError, Unavailable, open_store
@@ -201,7 +201,8 @@ def begin(settings: RunSettings, source: Store, dest: Store, lease: Lease, stack
             "give each source a DEST of its own"
         )
     model = codec_model()
-    fingerprint = settings.fingerprint(model.identity)
+    embedding = the_embedding(settings, dest)
+    fingerprint = settings.fingerprint(model.identity, *embedding_identity(embedding))
     base_id = base["run_id"] if base else None
     begun = None if settings.fresh else state.unfinished_run(dest, fingerprint, base_id)
     resumed = begun is not None
@@ -213,7 +214,7 @@ def begin(settings: RunSettings, source: Store, dest: Store, lease: Lease, stack
         }  # fmt: skip
         state.write_json(dest, f"runs/{begun['run_id']}/work/settings.json", begun)
     lease.owner = begun["run_id"]
-    night = night_of(settings, begun["run_id"], model.identity, the_embedding(settings, dest))
+    night = night_of(settings, begun["run_id"], model.identity, embedding)
     deadline = deadline_after(settings.deadline).astimezone(UTC) if settings.deadline else None
     course = Course(
         settings, source, dest, night, lease, stack, base, bool(begun.get("fresh")), resumed, begun["started"], deadline
@@ -607,7 +608,8 @@ def follow_keepers(course: Course, rows: pa.Table, known: pa.Table, checked: boo
                 inherited["psnr_source"] = keeper["psnr_source"]
             changes[place] = inherited | {"denoised": False, "stored_bytes": 0}
         else:
-            changes[place] = {"denoised": False, "stored_bytes": 0, "retry": bool(keeper["retry"])}
+            bytes_of_its_own = {"denoised": False, "stored_bytes": 0, "psnr_source": None}  # restore copies its object
+            changes[place] = bytes_of_its_own | {"retry": bool(keeper["retry"])}
     return plan.with_columns(rows, changes)
 
 

@@ -68,6 +68,13 @@ def embedding_of(dest: Store, named: str | None) -> str | None:
     return key
 
 
+def embedding_identity(embedding: str | None) -> list[str]:
+    """What a run's fingerprint has to hold of Night.embedding: a network of ours may change with the package."""
+    from tasks.embeddings import KINDS, WEIGHTS
+
+    return [identity_of(WEIGHTS / f"embedding-{embedding}.safetensors")] if embedding in KINDS else []
+
+
 def local_copy(dest: Store, key: str) -> Path:
     """A file under DEST/models on this machine, fetched on first use. Raises StoreError."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightpress" / "models"

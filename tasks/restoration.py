@@ -260,6 +260,7 @@ def upscale(
     """
     if scale not in (2, 3, 4):
         raise ValueError(f"scale {scale}: 2, 3 or 4 is needed")
+    scale = int(scale)
     if image.mode in ("1", "P", "PA"):
         transparent = "transparency" in image.info or image.mode == "PA"
         info = {name: value for name, value in image.info.items() if name != "transparency"}
