@@ -6,6 +6,9 @@ The learning rate is constant, then falls with a cosine to zero over the last pa
 the start of the fall is kept (`trunk.pt`), and `--resume` goes on from there with more time. From the fall on,
 rounding follows the rate-distortion thresholds of use; in the last tenth the encoder is frozen, and what follows the
 symbols learns from real ones.
+
+Pictures that splits.py holds out are never seen. Sizes are options; a smaller model may start from a larger one's
+blocks. What the next architecture should look like, with figures: weights/codec-1.md, "For the next training".
 """
 
 import argparse
