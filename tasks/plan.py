@@ -5,7 +5,7 @@ asks for run on workers. Rules: duplicates.py; grouping and pair search: groups.
 rates.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -70,9 +70,10 @@ def find_duplicates(
         for i in among:
             groups.setdefault(value(rows[i]), []).append(i)
         left = groups.pop(None, [])
+        keepers = earlier.keepers(kind, groups)
         for mark in groups:
             members = groups[mark]
-            keeper = earlier.keeper(kind, mark)
+            keeper = keepers.get(mark)
             if keeper is None:
                 best = min(members, key=lambda i: keeper_rank(rows[i]))
                 left.append(best)
@@ -117,20 +118,19 @@ class Earlier:
         self.held = held
         compressed = pc.equal(held["status"], "compressed").to_numpy()
         self.order = np.argsort(~compressed, kind="stable")  # a keeper whose bitstream is here goes first
-        self.by: dict[str, dict] = {}
 
-    def keeper(self, kind: str, mark) -> dict | None:
-        if kind not in self.by:
-            names = ["sha256"] if kind == "exact" else ["pixel_sha256", "colour_sha256"]
-            columns = [self.held[name].to_pylist() for name in names]
-            table: dict = {}
-            for place in self.order:
-                value = columns[0][place] if kind == "exact" else tuple(column[place] for column in columns)
-                if columns[0][place]:
-                    table.setdefault(value, int(place))
-            self.by[kind] = table
-        place = self.by[kind].get(mark)
-        return None if place is None else self.row(place)
+    def keepers(self, kind: str, marks: Iterable) -> dict:
+        """Mark -> row of the keeper that has it, for those marks (`by_value`'s) that an earlier night has seen."""
+        names = ["sha256"] if kind == "exact" else ["pixel_sha256", "colour_sha256"]
+        wanted = pa.array([mark if kind == "exact" else mark[0] for mark in marks], pa.string())
+        seen = pc.is_in(self.held[names[0]], value_set=wanted).to_numpy()
+        places = self.order[seen[self.order]]
+        found: dict = {}
+        for place, *values in zip(
+            places.tolist(), *(self.held[name].take(pa.array(places)).to_pylist() for name in names), strict=True
+        ):
+            found.setdefault(values[0] if kind == "exact" else tuple(values), place)
+        return {mark: self.row(found[mark]) for mark in marks if mark in found}
 
     def row(self, place: int) -> dict:
         row = self.held.select(list(RANKED)).slice(place, 1).to_pylist()[0]
