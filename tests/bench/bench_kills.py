@@ -150,6 +150,8 @@ def one_kill(source: Path, dest: Path, options: list[str], moment: float, whole:
         before = len(markers(dest))
         gone, alive = psutil.wait_procs(children, 20)
         left = f", {len(alive)} processes left behind" if alive else ""
+        if list(dest.glob("runs/*/manifest.json")):  # again would be the next night
+            return f"run killed at {moment:.1f} s, after its commit{left}"
         seconds = finish(source, dest, options)
         _, kept = shards_done(dest)
         return f"run killed at {moment:.1f} s with {before} shards done, {kept} kept; again in {seconds:.1f} s{left}"
