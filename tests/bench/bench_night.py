@@ -28,7 +28,7 @@ def cut(folder: Path, count: int, tiles: Path | None, seed: int = 1) -> float:
     """`count` JPEGs (quality 92) of SIDE x SIDE into `folder`, no two alike; their megapixels."""
     rng = np.random.default_rng(seed)
     if tiles:
-        kinds = (".png", ".jpg", ".jpeg", ".webp")
+        kinds = (".png", ".jpg", ".jpeg", ".webp", ".avif")
         paths = sorted(path for path in tiles.rglob("*") if path.suffix.lower() in kinds)
     else:
         import skimage.data
