@@ -32,6 +32,9 @@ from flows.console import WorkFailed
 ALLOWED_DEATHS = 3  # worker deaths over one shard (or object) before it counts as the cause
 PER_WORKER = 2  # shards in flight for each worker: one being worked on, one ready
 MEMORY_SHARE = 0.6  # of the memory that is free at the start, for the pictures in flight
+# Bytes up to which glibc keeps freed memory for the next tensor. Dask's own 64 KB gives it back at once, and a third of
+# the workers' time then goes into the kernel's zeroing of new pages.
+KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 1 << 29, "MALLOC_MMAP_THRESHOLD_": 1 << 25}
 SERVER_PATIENCE = 90.0  # seconds until a Prefect server that does not answer counts as broken
 
 # --- Prefect ---
@@ -212,6 +215,7 @@ def pool(workers: int | None = None, address: str | None = None, device: str = "
         "distributed.comm.timeouts.connect": "60s",
         "distributed.worker.daemon": True,
         "distributed.admin.tick.limit": "1h",  # numpy and torch hold the loop at times: nobody needs to know
+        **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in KEPT_MEMORY.items()},
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(settings))
