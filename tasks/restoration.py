@@ -192,7 +192,7 @@ def denoise_samples(samples: np.ndarray, sigma: float, loaded: Loaded, device: s
     network = _placed(loaded, where)
 
     def clean(piece: np.ndarray) -> np.ndarray:
-        noisy = torch.from_numpy(np.ascontiguousarray(piece.transpose(2, 0, 1))).to(where)[None].float() / 255.0
+        noisy = torch.from_numpy(np.array(piece.transpose(2, 0, 1), order="C")).to(where)[None].float() / 255.0
         level = torch.full((1, 1, 1, 1), sigma / 255.0, device=where)
         with torch.inference_mode(), _reduced_precision(where):
             result = network(noisy.expand(-1, 3, -1, -1), level)
@@ -304,7 +304,7 @@ def _enlarge_luma(luma: np.ndarray, loaded: Loaded, device: str, tile: int) -> n
     network = _placed(loaded, where)
 
     def enlarge(piece: np.ndarray) -> np.ndarray:
-        small = torch.from_numpy(np.ascontiguousarray(piece.transpose(2, 0, 1))).to(where)[None] / 255.0
+        small = torch.from_numpy(np.array(piece.transpose(2, 0, 1), order="C")).to(where)[None] / 255.0
         with torch.inference_mode(), _reduced_precision(where):
             return network(small)[0].permute(1, 2, 0).float().cpu().numpy()
 
