@@ -2,13 +2,14 @@
 
 Order of work (transforms and index networks are model.py's, symbols to bytes entropy.py's, the file container.py's):
 
-    encode   analysis window by window -> y | hyper-analysis -> z | first pass of all windows | second pass | streams
-    decode   z | indices of the first pass -> its symbols | indices of the second -> its symbols | synthesis
+    encode   analysis window by window -> y | hyper-analysis -> z | the passes of all windows | streams
+    decode   z | indices of the first pass -> its symbols | indices of the second -> its symbols | ... | synthesis
 
 A picture's latent is cut into segments of about 64x64 cells (1024x1024 pixels), which are coded independently and
 are also the windows that the networks work on, with a halo of their receptive field around: so memory is bounded and
 no seam can be seen. Rows of segments ("bands") pass through the steps one behind the other, since the second pass
-looks at the first pass's symbols two cells around, and synthesis at everything twelve cells around.
+looks at the first pass's symbols two cells around, and synthesis at everything twelve cells around. The later groups'
+passes look at their own cell alone and follow at once.
 
 Symbols in a window's halo are always those that are coded, never recomputed ones: two windows that disagreed about
 one rounding would code with different tables than the decoder finds.
@@ -342,10 +343,15 @@ class _Latents:
         return tuple(part.parts[band].permute(0, 3, 1, 2).numpy() for part in (self.symbols, self.index))
 
 
-def _put(bands: _Bands, band: int, window: _Window, packed: Tensor, parity: int) -> None:
+def _put(bands: _Bands, band: int, window: _Window, channels: slice, packed: Tensor, parity: int) -> None:
     """Cells of one parity, packed, to their places in a band."""
     target = bands.parts[band]
-    unpack(packed.to(target.dtype).to(target.device), parity, target[:, :, window.left : window.right])
+    unpack(packed.to(target.dtype).to(target.device), parity, target[:, :, window.left : window.right, channels])
+
+
+def _fill(bands: _Bands, band: int, window: _Window, channels: slice, part: Tensor) -> None:
+    """All cells of a window, [B,h,w,..], to their places in a band."""
+    bands.parts[band][:, :, window.left : window.right, channels].copy_(part)
 
 
 def _features(inference: Inference, latents: _Latents, window: _Window) -> tuple[Tensor, Tensor]:
@@ -360,38 +366,61 @@ def _quantise(model: NightCodec, y: _Bands, levels: Tensor, grid: _Grid) -> _Lat
     device, inference, gain = model.log_gain.device, inference_of(model), _gain(model.log_gain, levels)
     large = grid.height * grid.width * 256 > LARGE
     latents = _Latents.empty(grid, levels, _hyper(model, y, levels, grid))
-    features = {}  # of two bands at most, from the first pass for the second
+    features = {}  # of two bands at most, from the first pass for the others
+    first, *later = model.config.slices
 
     def settle(band: int, window: _Window, parity: int, index: Tensor, mean: Tensor) -> None:
-        scaled = pack(y.window(*window.box).to(device) * gain, parity)
+        scaled = pack(y.window(*window.box)[..., first].to(device) * gain[..., first], parity)
         symbols = model.round(scaled - mean, index) * (index > 0)
         for bands, packed in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
-            _put(bands, band, window, packed, parity)
+            _put(bands, band, window, first, packed, parity)
 
     for step in range(grid.bands + 1):
         if step < grid.bands:
             latents.open_band(model, step)
             for window in grid.windows(step):
-                of_index, of_mean = _features(inference, latents, window)
-                features[window] = pack(of_index, ODD), pack(of_mean, ODD)
+                of_index, of_mean = features[window] = _features(inference, latents, window)
                 index, mean = inference.bins_first(pack(of_index, EVEN)), inference.mean_first(pack(of_mean, EVEN))
                 settle(step, window, EVEN, index, mean)
         if step > 0:
             for window in grid.windows(step - 1):
                 of_index, of_mean = features.pop(window)
                 settle(step - 1, window, ODD, *_second(inference, latents, window, of_index, of_mean))
+                for number, channels in enumerate(later, 1):
+                    index, mean = _later(inference, latents, window, number, of_index, of_mean)
+                    scaled = y.window(*window.box)[..., channels].to(device) * gain[..., channels]
+                    symbols = model.round(scaled - mean, index) * (index > 0)
+                    for bands, part in (
+                        (latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)
+                    ):  # fmt: skip
+                        _fill(bands, step - 1, window, channels, part)
         if large and step > 1:
             latents.values.parts[step - 2] = None
     return latents
 
 
 def _second(inference: Inference, latents: _Latents, window: _Window, of_index: Tensor, of_mean: Tensor):
-    """(bins, means) of a window's odd cells, packed, from their features and the even cells around."""
-    outer = window.grown(2)
+    """(bins, means) of the first group in a window's odd cells, packed, from the window's features and the even cells
+    around."""
+    outer, first = window.grown(2), inference.model.config.slices[0]
     inner = window.packed_within(outer)
-    symbols = latents.symbols.window(*outer.box).to(of_index.device)
-    index = inference.bins_second(of_index, symbols, inner)
-    return index, inference.mean_second(of_mean, pack(latents.values.window(*outer.box), EVEN), inner)
+    symbols = latents.symbols.window(*outer.box)[..., first].to(of_index.device)
+    index = inference.bins_second(pack(of_index, ODD), symbols, inner)
+    return index, _mean_second(inference, latents, window, of_mean)
+
+
+def _mean_second(inference: Inference, latents: _Latents, window: _Window, of_mean: Tensor) -> Tensor:
+    outer, first = window.grown(2), inference.model.config.slices[0]
+    values = pack(latents.values.window(*outer.box)[..., first], EVEN)
+    return inference.mean_second(pack(of_mean, ODD), values, window.packed_within(outer))
+
+
+def _later(inference: Inference, latents: _Latents, window: _Window, number: int, of_index: Tensor, of_mean: Tensor):
+    """(bins, means) of group `number` (1..) in a window's cells, from the groups before it there."""
+    before = slice(0, inference.model.config.slices[number].start)
+    symbols = latents.symbols.window(*window.box)[..., before].to(of_index.device)
+    index = inference.bins_group(number, of_index, symbols)
+    return index, inference.mean_group(number, of_mean, latents.values.window(*window.box)[..., before])
 
 
 def _revalue(model: NightCodec, latents: _Latents) -> Iterator[int]:
@@ -403,14 +432,15 @@ def _revalue(model: NightCodec, latents: _Latents) -> Iterator[int]:
             latents.open_values(model, step)
             for window in latents.grid.windows(step):
                 _, of_mean = _features(inference, latents, window)
-                features[window] = pack(of_mean, ODD)
+                features[window] = of_mean
                 _add_mean(latents, step, window, inference.mean_first(pack(of_mean, EVEN)), EVEN)
         if 0 <= step - 1 < bands:
             for window in latents.grid.windows(step - 1):
-                outer = window.grown(2)
-                values = pack(latents.values.window(*outer.box), EVEN)
-                mean = inference.mean_second(features.pop(window), values, window.packed_within(outer))
-                _add_mean(latents, step - 1, window, mean, ODD)
+                of_mean = features.pop(window)
+                _add_mean(latents, step - 1, window, _mean_second(inference, latents, window, of_mean), ODD)
+                for number, channels in enumerate(model.config.slices[1:], 1):
+                    before = latents.values.window(*window.box)[..., : channels.start]
+                    _add_group_mean(latents, step - 1, window, channels, inference.mean_group(number, of_mean, before))
         if step > 1:
             yield step - 2
             if step > 2:
@@ -418,9 +448,16 @@ def _revalue(model: NightCodec, latents: _Latents) -> Iterator[int]:
 
 
 def _add_mean(latents: _Latents, band: int, window: _Window, mean: Tensor, parity: int) -> None:
-    """values = symbols + mean at a window's cells of one parity."""
-    symbols = pack(latents.symbols.window(*window.box), parity).to(mean.device)
-    _put(latents.values, band, window, mean + symbols, parity)
+    """values = symbols + mean in the first group at a window's cells of one parity."""
+    first = slice(0, mean.shape[-1])
+    symbols = pack(latents.symbols.window(*window.box)[..., first], parity).to(mean.device)
+    _put(latents.values, band, window, first, mean + symbols, parity)
+
+
+def _add_group_mean(latents: _Latents, band: int, window: _Window, channels: slice, mean: Tensor) -> None:
+    """values = symbols + mean in a later group's channels."""
+    symbols = latents.symbols.window(*window.box)[..., channels].to(mean.device)
+    _fill(latents.values, band, window, channels, mean + symbols)
 
 
 def _render(model: NightCodec, latents: _Latents, band: int) -> Iterator[tuple[_Window, Callable]]:
@@ -456,11 +493,19 @@ def _z_block(model: NightCodec, z: np.ndarray, level: int) -> entropy.Block:
     return entropy.Block(z, _z_index(*z.shape), _coding(model).z[_z_group(level)])
 
 
+def _order_of_passes(model: NightCodec) -> list[tuple[slice, int]]:
+    """(channels, which cells) of each pass."""
+    first, *later = model.config.slices
+    return [(first, entropy.EVEN), (first, entropy.ODD), *((part, entropy.EVERYWHERE) for part in later)]
+
+
 def _stream_of(model: NightCodec, z: np.ndarray | None, level: int, symbols, index, window: _Window) -> bytes:
     """One segment -> its stream. symbols, index [latent,rows,w] of its band; z only for the first segment."""
     place = (0, symbols.shape[1], window.left, window.right)
     tables = _coding(model).y
-    blocks = [entropy.Block(symbols, index, tables, place, parity) for parity in (entropy.EVEN, entropy.ODD)]
+    blocks = [
+        entropy.Block(symbols[part], index[part], tables, place, parity) for part, parity in _order_of_passes(model)
+    ]
     parts = [symbols[:, :, window.left : window.right]]
     if z is not None:
         blocks.insert(0, _z_block(model, z, level))
@@ -729,17 +774,21 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
     latents = _Latents.empty(grid, levels, torch.from_numpy(z).to(device).float().permute(0, 2, 3, 1).contiguous())
     inference = inference_of(model)
     canvases: list[_Canvas] = []
-    features: dict[_Window, tuple[Tensor, Tensor]] = {}  # of two bands at most, from the first pass for the second
+    features: dict[_Window, tuple[Tensor, Tensor]] = {}  # of two bands at most, from the first pass for the others
+    passes = _order_of_passes(model)
+    first_group, *later = model.config.slices
 
-    def read(band: int, parity: int) -> None:
+    def read(band: int, number: int) -> None:
+        """Pass `number` of a band's segments; after the last the streams must end."""
         symbols, index = latents.arrays(band)
+        part, parity = passes[number]
 
         def one(job) -> None:
             column, window, item = job
             place = (0, window.bottom - window.top, window.left, window.right)
             decoder = decoders[band, column][item]
-            decoder.read(entropy.Block(symbols[item], index[item], tables, place, parity))
-            if parity == ODD:
+            decoder.read(entropy.Block(symbols[item][part], index[item][part], tables, place, parity))
+            if number == len(passes) - 1:
                 parts = [symbols[item][:, :, window.left : window.right]]
                 if band == column == 0:
                     parts.insert(0, z[item])
@@ -754,22 +803,30 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
             latents.open_band(model, step)
             means = {}
             for window in grid.windows(step):
-                of_index, of_mean = _features(inference, latents, window)
-                features[window] = pack(of_index, ODD), pack(of_mean, ODD)
-                _put(latents.index, step, window, inference.bins_first(pack(of_index, EVEN)), EVEN)
+                of_index, of_mean = features[window] = _features(inference, latents, window)
+                _put(latents.index, step, window, first_group, inference.bins_first(pack(of_index, EVEN)), EVEN)
                 means[window] = inference.mean_first(pack(of_mean, EVEN))
-            read(step, EVEN)
+            read(step, 0)
             for window, mean in means.items():
                 _add_mean(latents, step, window, mean, EVEN)
         band = step - 1
         if 0 <= band < grid.bands:
             means = {}
             for window in grid.windows(band):
-                index, means[window] = _second(inference, latents, window, *features.pop(window))
-                _put(latents.index, band, window, index, ODD)
-            read(band, ODD)
+                index, means[window] = _second(inference, latents, window, *features[window])
+                _put(latents.index, band, window, first_group, index, ODD)
+            read(band, 1)
             for window, mean in means.items():
                 _add_mean(latents, band, window, mean, ODD)
+            for number, channels in enumerate(later, 1):
+                for window in grid.windows(band):
+                    index, means[window] = _later(inference, latents, window, number, *features[window])
+                    _fill(latents.index, band, window, channels, index)
+                read(band, number + 1)
+                for window, mean in means.items():
+                    _add_group_mean(latents, band, window, channels, mean)
+            for window in grid.windows(band):
+                features.pop(window)
             latents.index.parts[band] = None
         band = step - 2
         if 0 <= band < grid.bands:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from codec import exact
 from codec.exact import ACTIVATION_MAX, ACTIVATION_STEPS, ExactConv2d, quantise_activation
-from codec.model import BINS, FEATURE_SCALE, LEVELS, MEAN_LIMIT, NightCodec, at_level
+from codec.model import BINS, FEATURE_SCALE, LEVELS, MEAN_LIMIT, NightCodec, at_level, loudness
 from codec.winograd import Convolution3x3
 
 SLOPE = 0.1  # of the leaky ReLUs
@@ -184,11 +184,14 @@ class Inference:
         means = model.means
         names = ("hyper", "expand", "features", "first", "join", "second")
         self.means = {name: _Layer.of(getattr(means, name), dtype) for name in names}
+        self.mean_groups = [[_Layer.of(one, dtype) for one in (g.context, g.join, g.last)] for g in means.groups]
         self.means["context"] = _Layer(_at_taps(means.context.weight, taps_of(3)), means.context.bias, dtype)
-        self.near = torch.stack([means.linear[:, 0, 1 + r, 1 + c] for r, c in taps_of(3)])  # [4, latent]
+        self.near = torch.stack([means.linear[:, 0, 1 + r, 1 + c] for r, c in taps_of(3)])  # [4, first group]
 
         net = model.indices
-        self.exact = {name: _Exact(layer) for name, layer in net.named_children()}
+        self.exact = {name: _Exact(layer) for name, layer in net.named_children() if name != "groups"}
+        self.exact_groups = [[_Exact(one) for one in (g.context, g.join, g.last)] for g in net.groups]
+        self.loudness = loudness(torch.arange(1024, device=self.device)) if model.config.groups else None
         # Odd cells, whose symbols are not known yet, pass on what `magnitude` makes of nothing.
         idle = quantise_activation(self.exact["magnitude"].bias)
         every = self.exact["neighbours"]
@@ -250,6 +253,12 @@ class Inference:
         t = layer["join"].leaky(torch.cat((features, layer["context"].leaky(seen)), -1))
         return _limited(layer["second"](t)).add_(linear)
 
+    def mean_group(self, number: int, features: Tensor, values: Tensor) -> Tensor:
+        """Features [B,h,w,m]; symbols + means of the channels before group `number` (1..) -> the group's means."""
+        context, join, last = self.mean_groups[number - 1]
+        seen = context.leaky(_asinh(values))
+        return _limited(last(join.leaky(torch.cat((features, seen), -1))))
+
     # -- indices: exact
 
     def index_features(self, z: Tensor, levels: Tensor, place: tuple[slice, slice], inner: tuple[slice, slice]):
@@ -265,13 +274,13 @@ class Inference:
         return _bins(self.exact["first"](features))
 
     def bins_second(self, features: Tensor, symbols: Tensor, inner: tuple[int, int, int, int]) -> Tensor:
-        """Features of odd cells, packed; symbols [B,h,w,latent] of their surroundings, two cells or up to the edge, of
-        which the even cells count; inner: where among them, packed, the odd cells stand -> their bins, uint8, packed.
+        """Features of odd cells, packed; symbols [B,h,w,first group] of their surroundings, two cells or up to the
+        edge, of which the even cells count; inner: where among them, packed, the odd cells stand -> their bins, uint8,
+        packed.
         """
         layer = self.exact
         batch, height, width, _ = symbols.shape
-        magnitude = pack(symbols, EVEN).abs_().clamp_(max=ACTIVATION_MAX // ACTIVATION_STEPS).float()
-        seen = quantise_activation(layer["magnitude"](magnitude))
+        seen = quantise_activation(layer["magnitude"](self._seen(pack(symbols, EVEN))))
         if height % 2:  # beyond the edge nothing is passed on; the even cells that an odd edge adds lie in odd rows
             seen[1::2, -1] = 0
         if width % 2:
@@ -284,6 +293,19 @@ class Inference:
         seen = quantise_activation(seen + idle.repeat(batch, 1, 1, 1))
         t = quantise_activation(layer["join"](torch.cat((features, seen), -1)))
         return _bins(layer["second"](t))
+
+    def bins_group(self, number: int, features: Tensor, symbols: Tensor) -> Tensor:
+        """Features [B,h,w,n]; symbols of the channels before group `number` (1..) -> the group's bins, uint8."""
+        context, join, last = self.exact_groups[number - 1]
+        seen = quantise_activation(context(self._seen(symbols)))
+        return _bins(last(quantise_activation(join(torch.cat((features, seen), -1)))))
+
+    def _seen(self, symbols: Tensor) -> Tensor:
+        """What the exact network sees of symbols, int16; see model.loudness."""
+        magnitude = symbols.abs()
+        if self.loudness is None:
+            return magnitude.clamp_(max=ACTIVATION_MAX // ACTIVATION_STEPS).float()
+        return self.loudness[magnitude.clamp_(max=len(self.loudness) - 1).int()]
 
 
 def _of_parts(weight: Tensor) -> Tensor:

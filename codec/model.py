@@ -8,7 +8,7 @@ here defines the networks and trains them; inference.py computes the same on fin
      | DCT 8x8    linear 16x16                       linear 16x16 --> + ----------------+
      v              \\  (DCT at the start)                ^            ^ inverse DCT 8x8
     192 at 1/8       \\                                   |           192 at 1/8
-     | 5 bottlenecks  +                                  |            | 7 bottlenecks
+     | 5 bottlenecks  +                                  |            | 2 bottlenecks
      v               /                                   |            |
     2x2, stride 2 --+--> y [B,320,H/16,W/16]             +--> DCT 8x8 of the linear picture
                          |                               |
@@ -19,14 +19,19 @@ here defines the networks and trains them; inference.py computes the same on fin
           hyper-analysis v                                    |
     z = round [B,96,H/64,W/64] --+--> float means ----+-----> (symbols + mean)
                                  |                    |        ^
-                                 +--> integer index --+--> symbols = round(y gain - mean)   (two checkerboard passes)
+                                 +--> integer index --+--> symbols = round(y gain - mean)
+
+Four passes, each with the symbols of those before it in view: of the 24 channels of lowest frequency the even cells of
+a checkerboard, then the odd ones; then, all cells at once, the next 72 channels and the last 224, which look at the
+lower frequencies of their own cell alone. (codec-1 and the golden files' model have two: all channels of the even
+cells, then of the odd ones.)
 
 Level (0..1000, ten per quality step) only enters through gains after the analysis, so that one analysis serves all
-rates. The scale index of each symbol comes from integer arithmetic alone (exact.py) on z and on the magnitudes of the
-first pass's symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
-coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021; gain
-units, Cui et al. 2021; integer networks for entropy models, Ballé et al. 2019; linear skips are ours.
-Cost in use (inference.py): about 14 kMAC per pixel to encode, 17 to decode; by part in weights/codec-1.md.
+rates. The scale index of each symbol comes from integer arithmetic alone (exact.py) on z and on the magnitudes of
+earlier passes' symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
+coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021;
+channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer networks for entropy models, Ballé et al.
+2019; linear skips are ours. Cost in use (inference.py): about 14 kMAC per pixel to encode, 8 to decode.
 """
 
 import dataclasses
@@ -61,8 +66,8 @@ THRESHOLD_STRENGTH = 0.5  # share of the theoretical rate gain that rounding tra
 
 class Symbols(NamedTuple):
     z: Tensor  # int16 [B,96,hz,wz]
-    y: Tensor  # int16 [B,320,h,w], 0 where index is 0
-    index: Tensor  # uint8 [B,320,h,w], scale bin
+    y: Tensor  # int16 [B,latent,h,w], 0 where index is 0
+    index: Tensor  # uint8 [B,latent,h,w], scale bin
 
 
 class EntropyTables(NamedTuple):
@@ -72,15 +77,51 @@ class EntropyTables(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes of the networks; stored beside the weights."""
+    """Sizes of the networks; stored beside the weights.
+
+    groups: channels of the latent per group, lowest frequencies first, of which the first is coded in two checkerboard
+    passes and each other one in one pass. Empty as in files that do not name it: one group in the order of colours,
+    whose magnitudes are seen up to 15.
+    """
 
     channels: int = 192
     latent: int = 320
     hyper: int = 96
     encoder_blocks: int = 5
-    decoder_blocks: int = 7
+    decoder_blocks: int = 2
     mean_channels: int = 128
     index_channels: int = 96
+    groups: tuple[int, ...] = (24, 72, 224)
+
+    def __post_init__(self):
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if self.groups and (sum(self.groups) != self.latent or min(self.groups) < 1):
+            raise ValueError(f"groups {self.groups} do not make up the latent's {self.latent} channels")
+
+    @property
+    def slices(self) -> list[slice]:
+        """The groups' channels."""
+        sizes = self.groups or (self.latent,)
+        return [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
+
+    @property
+    def order(self) -> list[int]:
+        """Which row of opponent_dct(channel_counts(latent), 16) each channel starts as: with groups by frequency, that
+        of colours counting 1.6 times and one on top, so that the groups hold what carries most bits first."""
+        counts = channel_counts(self.latent)
+        if not self.groups:
+            return list(range(self.latent))
+        radii = [
+            (1.6 if colour else 1.0) * math.hypot(u, v) + (1.0 if colour else 0.0)
+            for colour, count in enumerate(counts)
+            for u, v in frequency_order(16)[:count]
+        ]
+        return sorted(range(self.latent), key=lambda row: (radii[row], row))
+
+    @classmethod
+    def of_json(cls, text: str) -> "Config":
+        """What a model file says of its sizes. Raises TypeError or ValueError where that makes no sense."""
+        return cls(**{"groups": (), **json.loads(text)})
 
 
 def bin_scales() -> np.ndarray:
@@ -196,20 +237,50 @@ class Synthesis(nn.Module):
         self.leave = nn.Conv2d(c, 192, 1)
 
 
+def loudness(magnitudes: Tensor) -> Tensor:
+    """|symbols|, integers [..] -> activations of the exact network: round(24 log2(1 + min(|y|, 1023))) / 16."""
+    table = np.rint(24.0 * np.log2(1.0 + np.arange(1024))) / ACTIVATION_STEPS
+    return torch.from_numpy(table.astype(np.float32)).to(magnitudes.device)[magnitudes.clamp(max=1023).long()]
+
+
+class GroupMeans(nn.Module):
+    """Means of a later group's channels: from z's features and from the groups before it in the same cell."""
+
+    def __init__(self, before: int, channels: int, config: Config):
+        super().__init__()
+        m = config.mean_channels
+        self.context = nn.Conv2d(before, m, 1)
+        self.join = nn.Conv2d(2 * m, m, 1)
+        self.last = nn.Conv2d(m, channels, 1)
+
+
+class GroupIndices(nn.Module):
+    """Scale bins of a later group's channels, exact: from the same."""
+
+    def __init__(self, before: int, channels: int, config: Config):
+        super().__init__()
+        n = config.index_channels
+        self.context = ExactConv2d(before, n)
+        self.join = ExactConv2d(2 * n, 128)
+        self.last = ExactConv2d(128, channels, gain=0.25)
+
+
 class MeanNetwork(nn.Module):
     """Float means of the symbols: from z for the first pass, from z and the first pass's values for the second."""
 
     def __init__(self, config: Config):
         super().__init__()
-        m = config.mean_channels
+        m, first = config.mean_channels, config.slices[0].stop
         self.hyper = nn.Conv2d(config.hyper, m, 3, padding=1)
         self.expand = nn.Conv2d(m, 64 * 16, 1)
         self.features = nn.Conv2d(64, m, 3, padding=1)
-        self.first = nn.Conv2d(m, config.latent, 1)
-        self.context = nn.Conv2d(config.latent, m, 3, padding=1)
+        self.first = nn.Conv2d(m, first, 1)
+        self.context = nn.Conv2d(first, m, 3, padding=1)
         self.join = nn.Conv2d(2 * m, 192, 1)
-        self.second = nn.Conv2d(192, config.latent, 1)
-        self.linear = nn.Parameter(torch.zeros(config.latent, 1, 3, 3))  # of the anchors around, in full precision
+        self.second = nn.Conv2d(192, first, 1)
+        self.linear = nn.Parameter(torch.zeros(first, 1, 3, 3))  # of the anchors around, in full precision
+        parts = config.slices[1:]
+        self.groups = nn.ModuleList(GroupMeans(part.start, part.stop - part.start, config) for part in parts)
 
 
 class IndexNetwork(nn.Module):
@@ -217,27 +288,32 @@ class IndexNetwork(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        n = config.index_channels
+        n, first = config.index_channels, config.slices[0].stop
         self.hyper = ExactConv2d(config.hyper + 1, 128, 3)
         self.expand = ExactConv2d(128, 64 * 16)
         self.features = ExactConv2d(64, n, 3)
-        self.first = ExactConv2d(n, config.latent, gain=0.25)
-        self.magnitude = ExactConv2d(config.latent, 64)
+        self.first = ExactConv2d(n, first, gain=0.25)
+        self.magnitude = ExactConv2d(first, 64)
         self.neighbours = ExactConv2d(64, n, 5)
         self.join = ExactConv2d(2 * n, 160)
-        self.second = ExactConv2d(160, config.latent, gain=0.25)
+        self.second = ExactConv2d(160, first, gain=0.25)
+        parts = config.slices[1:]
+        self.groups = nn.ModuleList(GroupIndices(part.start, part.stop - part.start, config) for part in parts)
         with torch.no_grad():
-            for last in (self.first, self.second):
+            for last in (self.first, self.second, *(group.last for group in self.groups)):
                 last.bias.fill_(20.0 / 4)
+
+    def layers(self) -> list[ExactConv2d]:
+        return [layer for layer in self.modules() if isinstance(layer, ExactConv2d)]
 
     def check(self) -> None:
         """Raise ValueError where float32 sums could round."""
-        for layer in self.children():
+        for layer in self.layers():
             layer.check()
 
     def limit(self) -> None:
         """Keep a training's weights where `check` passes."""
-        for layer in self.children():
+        for layer in self.layers():
             layer.limit()
 
 
@@ -257,7 +333,7 @@ class NightCodec(nn.Module):
     def __init__(self, config: Config | None = None):
         super().__init__()
         self.config = config = config or Config()
-        dct = opponent_dct(channel_counts(config.latent), 16)
+        dct = opponent_dct(channel_counts(config.latent), 16)[config.order]
         self.linear_analysis = nn.Parameter(dct.clone())  # [latent, 768]
         self.linear_synthesis = nn.Parameter(dct.t().clone())  # [768, latent]
         self.analysis_network = Analysis(config)
@@ -295,11 +371,16 @@ class NightCodec(nn.Module):
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 module.widen.weight.mul_(0.5)
-        for last in (self.analysis_network.leave, self.synthesis_network.leave, self.means.first, self.means.second):
+        means = self.means
+        for last in (self.analysis_network.leave, self.synthesis_network.leave, means.first, means.second):
             last.weight.zero_()
+        for group in means.groups:
+            group.last.weight.zero_()
         luminance, rest, _ = channel_counts(self.config.latent)
         for constant in (0, luminance, luminance + rest):  # constant parts follow their neighbours
-            self.means.linear[constant, 0, [0, 1, 1, 2], [1, 0, 2, 1]] = 0.25
+            channel = self.config.order.index(constant)
+            if channel < len(means.linear):
+                means.linear[channel, 0, [0, 1, 1, 2], [1, 0, 2, 1]] = 0.25
 
     # -- small helpers
 
@@ -433,17 +514,62 @@ class NightCodec(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return self._bins(self.indices.first(features))
 
+    def seen(self, symbols: Tensor) -> Tensor:
+        """|symbols| as the exact network takes them: activations."""
+        if self.config.groups:
+            return loudness(symbols.abs())
+        return torch.clamp(symbols.abs().float(), max=ACTIVATION_MAX // ACTIVATION_STEPS)
+
     def bins_second(self, features: Tensor, anchor_symbols: Tensor) -> Tensor:
-        """anchor_symbols: integer-valued [B,latent,h,w], 0 off the anchors."""
+        """anchor_symbols: integer-valued [B,first group,h,w], 0 off the anchors."""
         net = self.indices
         with torch.autocast(features.device.type, enabled=False):
-            t = torch.clamp(anchor_symbols.abs().float(), max=ACTIVATION_MAX // ACTIVATION_STEPS)
-            t = quantise_activation(net.magnitude(t))
+            t = quantise_activation(net.magnitude(self.seen(anchor_symbols)))
             t = quantise_activation(net.neighbours(t))
             t = quantise_activation(net.join(torch.cat((features, t), 1)))
             return self._bins(net.second(t))
 
+    def mean_group(self, number: int, features: Tensor, values: Tensor) -> Tensor:
+        """values: symbols + means of all channels before group `number` (1..), in quantisation steps."""
+        group = self.means.groups[number - 1]
+        with self._autocast():
+            t = F.leaky_relu(group.context(torch.asinh(values)), 0.1)
+            t = F.leaky_relu(group.join(torch.cat((features, t), 1)), 0.1)
+            t = group.last(t).float()
+        return MEAN_LIMIT * torch.tanh(t / MEAN_LIMIT)
+
+    def bins_group(self, number: int, features: Tensor, symbols: Tensor) -> Tensor:
+        """symbols: integer-valued, of all channels before group `number` (1..)."""
+        group = self.indices.groups[number - 1]
+        with torch.autocast(features.device.type, enabled=False):
+            t = quantise_activation(group.context(self.seen(symbols)))
+            t = quantise_activation(group.join(torch.cat((features, t), 1)))
+            return self._bins(group.last(t))
+
     # -- what the entropy coder uses
+
+    def passes(self, z: Tensor, level: int | Tensor, height: int, width: int, settle) -> tuple[Tensor, Tensor, Tensor]:
+        """All passes over a latent [B,latent,height,width] -> (symbols, means, bins).
+
+        settle(channels, mean, index) gives the symbols of a slice of channels, of which the first group's second pass
+        sees the anchors alone.
+        """
+        anchors = self.anchors(height, width, z.device)
+        index_features = self.index_features(z, level, height, width)
+        mean_features = self.mean_features(z, height, width)
+        part, *later = self.config.slices
+        mean, index = self.mean_first(mean_features), self.bins_first(index_features)
+        first = settle(part, mean, index) * anchors
+        mean = torch.where(anchors, mean, self.mean_second(mean_features, (first + mean) * anchors))
+        index = torch.where(anchors, index, self.bins_second(index_features, first.detach()))
+        done = [(settle(part, mean, index), mean, index)]
+        symbols, means, indices = done[0]
+        for number, part in enumerate(later, 1):
+            mean = self.mean_group(number, mean_features, symbols + means)
+            index = self.bins_group(number, index_features, symbols.detach())
+            done.append((settle(part, mean, index), mean, index))
+            symbols, means, indices = (torch.cat(parts, 1) for parts in zip(*done, strict=True))
+        return symbols, means, indices
 
     def round(self, residual: Tensor, index: Tensor) -> Tensor:
         """Integer-valued symbols for residuals [..] in bins `index` [..]; see rounding_thresholds."""
@@ -456,43 +582,27 @@ class NightCodec(nn.Module):
     @torch.no_grad()
     def quantise(self, y: Tensor, level: int) -> Symbols:
         """y float32 [B,latent,h,w] (analysis) -> all symbols and their bins."""
-        height, width = y.shape[2:]
         scaled = self.scale(y, level)
         z = torch.round(self.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
-        anchors = self.anchors(height, width, y.device)
-        index_features = self.index_features(z, level, height, width)
-        mean_features = self.mean_features(z, height, width)
-        mean = self.mean_first(mean_features)
-        index = self.bins_first(index_features)
-        first = self.round(scaled - mean, index) * (anchors & (index > 0))
-        mean_two = self.mean_second(mean_features, (first + mean) * anchors)
-        index = torch.where(anchors, index, self.bins_second(index_features, first))
-        second = self.round(scaled - mean_two, index) * (~anchors & (index > 0))
-        return Symbols(z.to(torch.int16), (first + second).to(torch.int16), index.to(torch.uint8))
+
+        def settle(channels: slice, mean: Tensor, index: Tensor) -> Tensor:
+            return self.round(scaled[:, channels] - mean, index) * (index > 0)
+
+        symbols, _, index = self.passes(z, level, *y.shape[2:], settle)
+        return Symbols(z.to(torch.int16), symbols.to(torch.int16), index.to(torch.uint8))
 
     @torch.no_grad()
-    def indices_first(self, z: Tensor, level: int, height: int, width: int) -> Tensor:
-        """uint8 [B,latent,h,w]; valid on anchors. Exact."""
-        return self.bins_first(self.index_features(z, level, height, width)).to(torch.uint8)
-
-    @torch.no_grad()
-    def indices_second(self, z: Tensor, level: int, y_symbols: Tensor) -> Tensor:
-        """uint8 [B,latent,h,w]; valid off the anchors; reads y_symbols on the anchors only. Exact."""
-        height, width = y_symbols.shape[2:]
-        anchors = self.anchors(height, width, y_symbols.device)
-        features = self.index_features(z, level, height, width)
-        return self.bins_second(features, y_symbols * anchors).to(torch.uint8)
+    def bins_of(self, z: Tensor, level: int, y_symbols: Tensor) -> Tensor:
+        """uint8 [B,latent,h,w]: the bins that a decoder finds for symbols as it reads them. Exact."""
+        symbols = y_symbols.float()
+        return self.passes(z, level, *y_symbols.shape[2:], lambda channels, *_: symbols[:, channels])[2].to(torch.uint8)
 
     @torch.no_grad()
     def reconstruct_latent(self, z: Tensor, y_symbols: Tensor, level: int) -> Tensor:
         """Integer symbols -> y_hat float32 [B,latent,h,w]."""
-        height, width = y_symbols.shape[2:]
-        anchors = self.anchors(height, width, y_symbols.device)
-        features = self.mean_features(z, height, width)
         symbols = y_symbols.float()
-        mean = self.mean_first(features)
-        mean_two = self.mean_second(features, (symbols + mean) * anchors)
-        return self.unscale(symbols + torch.where(anchors, mean, mean_two), level)
+        _, mean, _ = self.passes(z, level, *y_symbols.shape[2:], lambda channels, *_: symbols[:, channels])
+        return self.unscale(symbols + mean, level)
 
     def tables(self) -> EntropyTables:
         """Integer frequencies: those measured at export, or the parametric ones of an untrained model."""
@@ -521,25 +631,16 @@ class NightCodec(nn.Module):
         lower = torch.sigmoid((z_noisy - 0.5 - location) / z_scale)
         z_bits = -torch.log2((upper - lower).clamp_min(1e-7)).sum((1, 2, 3))
 
-        def symbols(residual: Tensor, index: Tensor) -> Tensor:
+        def settle(channels: slice, mean: Tensor, index: Tensor) -> Tensor:
+            residual = scaled[:, channels] - mean
             if not thresholds:
                 return round_through(residual)
             return residual + (self.round(residual.detach(), index.detach()) - residual).detach()
 
-        anchors = self.anchors(height, width, x.device)
-        index_features = self.index_features(z_hat, level, height, width)
-        mean_features = self.mean_features(z_hat, height, width)
-        mean = self.mean_first(mean_features)
-        index = self.bins_first(index_features)
-        first = symbols(scaled - mean, index) * anchors
-        mean_two = self.mean_second(mean_features, (first + mean) * anchors)
-        index_two = self.bins_second(index_features, first.detach())
-        mean = torch.where(anchors, mean, mean_two)
-        index = torch.where(anchors, index, index_two)
+        symbols, mean, index = self.passes(z_hat, level, height, width, settle)
         noisy = scaled - mean + torch.empty_like(scaled).uniform_(-0.5, 0.5)
         y_bits = -torch.log2(gaussian_mass(noisy, scale_of(index))).sum((1, 2, 3))
-        y_hat = self.unscale(symbols(scaled - mean, index) + mean, level)
-        return self.synthesis(y_hat, level), y_bits, z_bits
+        return self.synthesis(self.unscale(symbols + mean, level), level), y_bits, z_bits
 
     def finishing_parameters(self) -> list[nn.Parameter]:
         """What finishing_pass trains: all that follows the symbols and is not a mean."""
@@ -556,18 +657,11 @@ class NightCodec(nn.Module):
             height, width = y.shape[2:]
             scaled = self.scale(y, level)
             z = torch.round(self.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
-            anchors = self.anchors(height, width, x.device)
-            mean_features = self.mean_features(z, height, width)
-            mean = self.mean_first(mean_features)
-        features = self.index_features(z, level, height, width)
-        index = self.bins_first(features)
-        with torch.no_grad():
-            first = self.round(scaled - mean, index) * (anchors & (index > 0))
-            mean_two = self.mean_second(mean_features, (first + mean) * anchors)
-        index = torch.where(anchors, index, self.bins_second(features, first))
-        with torch.no_grad():
-            mean = torch.where(anchors, mean, mean_two)
-            symbols = torch.where(anchors, first, self.round(scaled - mean, index) * (index > 0))
+
+        def settle(channels: slice, mean: Tensor, index: Tensor) -> Tensor:
+            return (self.round(scaled[:, channels] - mean, index) * (index > 0)).detach()
+
+        symbols, mean, index = self.passes(z, level, height, width, settle)
         # The unforced residual keeps a cost on bin 0 for what it suppresses.
         wanted = torch.where(index > 0, symbols, self.round(scaled - mean, index.clamp_min(1.0)))
         y_bits = -torch.log2(gaussian_mass(wanted, scale_of(index))).sum((1, 2, 3))
@@ -741,7 +835,7 @@ def load_model(source: str | Path | bytes) -> NightCodec:
     name = "model" if isinstance(source, bytes) else str(source)
     arrays, metadata = read_model_file(source if not isinstance(source, bytes) else data)
     try:
-        model = NightCodec(Config(**json.loads(metadata["config"])))
+        model = NightCodec(Config.of_json(metadata["config"]))
         state = float_tensors(model, arrays)
         missing = [key for key in model.state_dict() if key not in state]
         if missing:

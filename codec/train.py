@@ -35,6 +35,7 @@ from codec.model import (
     lambda_of,
     save_model,
 )
+from codec.optimiser import Optimiser
 from codec.splits import picture_files
 
 SYNTHETIC = 0.06  # share of samples that are rendered text and line art
@@ -193,6 +194,27 @@ def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarr
     return arrays
 
 
+def regrouped(arrays: dict[str, np.ndarray], old: Config, new: Config) -> dict[str, np.ndarray]:
+    """A model file's tensors with the latent's channels in `new`'s order, and of the networks for the first group what
+    belongs to its channels. Files of the same order come back as they are."""
+    if old.latent != new.latent or old.groups == new.groups:
+        return arrays
+    places = np.argsort(old.order)[new.order]  # new channel -> old channel
+    first = places[: new.slices[0].stop]
+    rows = ("linear_analysis", "analysis_network.leave.weight", "analysis_network.leave.bias")
+    columns = ("linear_synthesis", "hyper_enter.weight", "log_gain", "log_inverse_gain")
+    of_first = (
+        "means.first.weight", "means.first.bias", "means.second.weight", "means.second.bias", "means.linear",
+        "indices.first.weight", "indices.first.bias", "indices.second.weight", "indices.second.bias",
+    )  # fmt: skip
+    into_first = ("means.context.weight", "indices.magnitude.weight")
+    moved = dict(arrays)
+    for names, chosen, axis in ((rows, places, 0), (columns, places, 1), (of_first, first, 0), (into_first, first, 1)):
+        for name in names:
+            moved[name] = np.take(arrays[name], chosen, axis)
+    return {name: a for name, a in moved.items() if not name.startswith(("means.groups.", "indices.groups."))}
+
+
 def export(
     state: dict, config: Config, pictures: list[np.ndarray], path: Path, device: str, crops: int, **card: str
 ) -> str:
@@ -220,11 +242,13 @@ def train(
     seed: int = 1,
     config: Config | None = None,
     start: Path | None = None,
+    optimiser_kind: str = "muon",
     say=print,
 ) -> Path:
     """Train for `minutes` (or go on from out/trunk.pt); returns the path of the exported weights.
 
-    `start`: a model file whose fitting tensors are taken as first values; blocks that `config` lacks are dropped.
+    `start`: a model file whose fitting tensors are taken as first values; blocks that `config` lacks are dropped, the
+    latent's channels put in its order. optimiser_kind: muon | adam.
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the learning rate
     starts to fall, out/codec.safetensors at the end. The .pt files are this function's own; it loads them with
     weights_only, and no others.
@@ -237,12 +261,13 @@ def train(
     if device == "cuda":
         model = model.to(memory_format=torch.channels_last)
     if start is not None:
-        tensors = networks.float_tensors(model, thinned(networks.read_model_file(start)[0], config))
+        arrays, metadata = networks.read_model_file(start)
+        arrays = regrouped(thinned(arrays, config), Config.of_json(metadata["config"]), config)
+        tensors = networks.float_tensors(model, arrays)
         model.load_state_dict(tensors, strict=False)
         say(f"{len(tensors)} of {len(model.state_dict())} tensors from {start}")
-    linear = [model.linear_analysis, model.linear_synthesis]
-    others = [p for p in model.parameters() if not any(p is q for q in linear)]
-    optimiser = torch.optim.Adam([{"params": others, "factor": 1.0}, {"params": linear, "factor": 0.05}], lr=rate)
+    slow = [model.linear_analysis, model.linear_synthesis]
+    optimiser = Optimiser(model.parameters(), rate, slow, optimiser_kind)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     step, past, falling, finished = 0, 0.0, False, False
     checkpoint = out / "trunk.pt"
@@ -291,8 +316,7 @@ def train(
                 factor *= 0.5 * (1 + math.cos(math.pi * fallen))
                 if progress > 1 - finish:
                     factor = 0.25 * (1 - progress) / finish
-            for group in optimiser.param_groups:
-                group["lr"] = rate * factor * group["factor"]
+            optimiser.set_rate(rate * factor)
             x = batch(pictures, batch_size, size, rng).to(device, non_blocking=True)
             finishing = progress > 1 - finish
             if finishing and not finished:
@@ -312,7 +336,7 @@ def train(
             bpp = (y_bits + z_bits) / (size * size)
             error = (x_hat - x).square().mean((1, 2, 3)) * 255.0**2
             loss = ((bpp + weight * error) / weight.sqrt()).mean() * 0.1
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             if not torch.isfinite(norm):
@@ -371,18 +395,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--finish", type=float, default=0.1, help="share of the time with the encoder frozen")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--optimiser", choices=("muon", "adam"), default="muon")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, help="model file to take first values from")
     parser.add_argument("--seed", type=int, default=1)
     sizes = parser.add_argument_group("sizes of the networks; those of a training that is resumed must be given again")
     for field in dataclasses.fields(Config):
-        sizes.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default, metavar="N")
+        several = {"nargs": "*"} if field.name == "groups" else {}
+        option = f"--{field.name.replace('_', '-')}"
+        sizes.add_argument(option, type=int, default=field.default, metavar="N", **several)
     a = parser.parse_args(arguments)
     torch.set_num_threads(a.threads)
-    config = Config(**{field.name: getattr(a, field.name) for field in dataclasses.fields(Config)})
+    try:
+        config = Config(**{field.name: getattr(a, field.name) for field in dataclasses.fields(Config)})
+    except ValueError as error:
+        parser.error(str(error))
     train(
         a.data, a.out, a.minutes, a.batch, a.size, a.rate, a.decay, a.finish, a.device, a.resume, a.seed,
-        config=config, start=a.start,
+        config=config, start=a.start, optimiser_kind=a.optimiser,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from codec.model import native_bfloat16
+from codec.optimiser import Optimiser
 from codec.train import load_pictures
 from tasks.restoration import noise_sigma
 from tasks.restoration_networks import (
@@ -270,21 +271,22 @@ def luma(samples: np.ndarray) -> np.ndarray:
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """batch: samples a step; size: side of a sample in input pixels; rate: Adam's; decay: share of the time in which
-    the rate falls; noise: shares of Gaussian, Poisson-Gaussian and camera noise."""
+    the rate falls; noise: shares of Gaussian, Poisson-Gaussian and camera noise; optimiser: muon | adam."""
 
     batch: int = 4
     size: int = 96
     rate: float = 1e-3
     decay: float = 0.4
     noise: tuple[float, float, float] = (0.6, 0.15, 0.25)
+    optimiser: str = "muon"
 
 
 RECIPES = {
-    "denoise": {"night": Recipe(), "dncnn": Recipe(batch=8, size=48, noise=(1.0, 0.0, 0.0))},
+    "denoise": {"night": Recipe(rate=2e-3), "dncnn": Recipe(batch=8, size=48, noise=(1.0, 0.0, 0.0))},
     "superres": {
-        "night": Recipe(batch=16, size=48),
-        "fsrcnn": Recipe(batch=16, size=32, rate=1e-3),
-        "srcnn": Recipe(batch=16, size=20, rate=5e-4),
+        "night": Recipe(batch=16, size=48, optimiser="adam"),
+        "fsrcnn": Recipe(batch=16, size=32, rate=1e-3, optimiser="adam"),
+        "srcnn": Recipe(batch=16, size=20, rate=5e-4, optimiser="adam"),
     },
 }
 
@@ -334,9 +336,7 @@ def train(
         say(f"{taken} of {len(network.state_dict())} tensors start from {start}")
     network = network.to(device).to(memory_format=torch.channels_last).train()
     linear = [p for key, p in network.named_parameters() if key == "linear"]  # starts as bicubic: moves slowly
-    others = [p for key, p in network.named_parameters() if key != "linear"]
-    groups = [{"params": others, "factor": 1.0}, *([{"params": linear, "factor": 0.05}] if linear else [])]
-    optimiser = torch.optim.Adam(groups, lr=recipe.rate, betas=(0.9, 0.99))
+    optimiser = Optimiser(network.parameters(), recipe.rate, linear, recipe.optimiser, betas=(0.9, 0.99))
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     step, past, falling = 0, 0.0, False
     checkpoint = out / "trunk.pt"
@@ -381,8 +381,7 @@ def train(
                     falling = True
                     save(out / "trunk.pt")
                 factor *= 0.5 * (1 + math.cos(math.pi * (progress - 1 + recipe.decay) / recipe.decay))
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.rate * max(factor, 1e-3) * group["factor"]
+            optimiser.set_rate(recipe.rate * max(factor, 1e-3))
             parts = [part.to(device, non_blocking=True) for part in next(loader)]
             with torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where)):
                 result = network(parts[0], parts[2]) if task == "denoise" else network(parts[0])
@@ -391,7 +390,7 @@ def train(
                 loss = (error + 1e-6).log().mean()
             else:
                 loss = (result.float() - parts[1]).abs().mean()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), usual_norm)
             step += 1
@@ -481,6 +480,7 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--decay", type=float, help="share of the time in which the learning rate falls")
+    parser.add_argument("--optimiser", choices=("muon", "adam"))
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--config", type=json.loads, help='sizes of the network as JSON, e.g. {"depth": 12}')
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -491,7 +491,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     name, _ = variant_parts(a.task, a.variant)
-    changes = {k: getattr(a, k) for k in ("batch", "size", "rate", "decay") if getattr(a, k) is not None}
+    changes = {k: getattr(a, k) for k in ("batch", "size", "rate", "decay", "optimiser") if getattr(a, k) is not None}
     recipe = dataclasses.replace(RECIPES[a.task][name], **changes)
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in (a.config or {}).items()}
     train(

@@ -1,4 +1,4 @@
-"""Fixtures of the codec's tests: the frozen tiny model that the golden files were made with."""
+"""Fixtures of the codec's tests: the frozen small models that the golden files were made with."""
 
 import lzma
 from pathlib import Path
@@ -18,6 +18,20 @@ def tiny(tiny_bytes):
     from codec.model import load_model
 
     return load_model(tiny_bytes)
+
+
+@pytest.fixture(scope="session")
+def grouped():
+    """As tiny, but its latent is coded in three groups of channels."""
+    from codec.model import load_model
+
+    return load_model(lzma.decompress((DATA / "grouped.safetensors.xz").read_bytes()))
+
+
+@pytest.fixture(scope="session", params=["tiny", "grouped"])
+def either(request):
+    """Each of the two models in turn."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

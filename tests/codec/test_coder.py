@@ -30,11 +30,11 @@ def apart(a, b) -> int:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (7, 900), (900, 7), (16, 16), (17, 33), (65, 127), (300, 200)])
-def test_every_size_comes_back_in_its_size(tiny, size):
+def test_every_size_comes_back_in_its_size(either, size):
     image = photo(*size)
-    prepared = prepare(image, tiny)
+    prepared = prepare(image, either)
     data = prepared.code(500)
-    shown = decode(data, model=tiny)
+    shown = decode(data, model=either)
     assert shown.size == size and shown.mode == "RGB"
     assert apart(shown, prepared.reconstruct(500)) <= 1
 
@@ -102,15 +102,15 @@ def whole(model, prepared, level: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("segment", container.SEGMENTS)
-def test_segments_leave_no_seam(tiny, segment):
+def test_segments_leave_no_seam(either, segment):
     """Decoded in segments and as a whole, the same symbols differ by at most 1; the encoder's own bins are exact."""
     image = photo(830, 610)
-    prepared = prepare(image, tiny, segment)
+    prepared = prepare(image, either, segment)
     data = prepared.code(600)
-    shown = decode(data, model=tiny)
-    assert apart(shown, whole(tiny, prepared, 600)) <= 1
+    shown = decode(data, model=either)
+    assert apart(shown, whole(either, prepared, 600)) <= 1
     latents = prepared._latents(600)
-    symbols = tiny.quantise(tiny.analysis(padded(image)), 600)
+    symbols = either.quantise(either.analysis(padded(image)), 600)
     for name, mine, theirs in (("z", latents.z, symbols.z), ("y", torch.cat(latents.symbols.parts, 1), symbols.y)):
         mine = mine.permute(0, 3, 1, 2)
         assert (mine != theirs).float().mean() < 1e-3, name  # the encoder's float rounding may turn a rare tie
@@ -122,30 +122,30 @@ def padded(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
-def test_a_segment_is_as_long_as_its_tables_ask(tiny):
-    prepared = prepare(photo(512, 384), tiny)
+def test_a_segment_is_as_long_as_its_tables_ask(either):
+    prepared = prepare(photo(512, 384), either)
     for level in (0, 300, 700, 1000):
         data = prepared.code(level)
         latents = prepared._latents(level)
         z = latents.z[0].permute(2, 0, 1).to(torch.int16).contiguous().numpy()
         symbols, index = latents.arrays(0)
-        y = coder.entropy.Block(symbols[0], index[0], coder._coding(tiny).y)
-        bits = ideal_bits([coder._z_block(tiny, z, level), y])
+        y = coder.entropy.Block(symbols[0], index[0], coder._coding(either).y)
+        bits = ideal_bits([coder._z_block(either, z, level), y])
         assert bits / 8 <= len(data) <= 1.002 * bits / 8 + 40
 
 
-def test_batches_equal_single_pictures(tiny):
+def test_batches_equal_single_pictures(either):
     images = [photo(*size, seed) for seed, size in enumerate([(200, 120), (200, 120), (205, 123), (40, 400)])]
     images.append(images[0].convert("L"))
     qualities = [10, 50, 90, 30, 70]
-    files = encode_batch(images, qualities, model=tiny)
-    assert [len(f) for f in files] == [len(encode(i, q, model=tiny)) for i, q in zip(images, qualities, strict=True)]
-    for image, file, shown in zip(images, files, decode_batch(files, model=tiny), strict=True):
+    files = encode_batch(images, qualities, model=either)
+    assert [len(f) for f in files] == [len(encode(i, q, model=either)) for i, q in zip(images, qualities, strict=True)]
+    for image, file, shown in zip(images, files, decode_batch(files, model=either), strict=True):
         assert shown.size == image.size and shown.mode == image.mode
-        assert apart(shown, decode(file, model=tiny)) <= 1
-    assert encode_batch([], model=tiny) == [] and decode_batch([], model=tiny) == []
+        assert apart(shown, decode(file, model=either)) <= 1
+    assert encode_batch([], model=either) == [] and decode_batch([], model=either) == []
     with pytest.raises(ValueError, match="3 qualities for 1"):
-        encode_batch(images[:1], [1, 2, 3], model=tiny)
+        encode_batch(images[:1], [1, 2, 3], model=either)
 
 
 @pytest.mark.parametrize("name", [
@@ -159,6 +159,12 @@ def test_golden_files_decode_to_golden_pixels(tiny, golden, name):
     assert apart(shown, expected) <= 1
     if "A" in shown.mode:
         assert np.array_equal(np.asarray(shown)[..., -1], np.asarray(expected)[..., -1])
+
+
+@pytest.mark.parametrize("name", ["rgb", "rgb-low", "rgb-high", "segments"])
+def test_golden_files_of_a_latent_in_groups(grouped, golden, name):
+    shown = decode((golden / f"grouped-{name}.npi").read_bytes(), model=grouped)
+    assert apart(shown, Image.open(golden / f"grouped-{name}.png")) <= 1
 
 
 def test_golden_profiles(tiny, golden):
@@ -245,20 +251,20 @@ def test_quality_rises_with_level_under_an_untrained_full_model():
     assert sizes == sorted(sizes) and figures == sorted(figures) and figures[-1] > 36
 
 
-def test_several_threads_give_the_same_files(tiny):
+def test_several_threads_give_the_same_files(either):
     """Segments and pictures are spread over threads; nothing may depend on which."""
     images = [photo(400, 330, 1), photo(400, 330, 2), photo(90, 80, 3), photo(600, 90, 4)]
-    files = encode_batch(images, 60, model=tiny)
-    segmented = prepare(images[0], tiny, 16).code(600)
+    files = encode_batch(images, 60, model=either)
+    segmented = prepare(images[0], either, 16).code(600)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert [len(f) for f in encode_batch(images, 60, model=tiny)] == [len(f) for f in files]
+        assert [len(f) for f in encode_batch(images, 60, model=either)] == [len(f) for f in files]
         assert torch.get_num_threads() == 3
-        for file, shown in zip(files, decode_batch(files, model=tiny), strict=True):
-            assert apart(shown, decode(file, model=tiny)) <= 1
-        assert apart(decode(segmented, model=tiny), decode_batch([segmented] * 2, model=tiny)[1]) <= 1
-        assert len(encode_batch([images[0]] * 6, 60, model=tiny)) == 6
+        for file, shown in zip(files, decode_batch(files, model=either), strict=True):
+            assert apart(shown, decode(file, model=either)) <= 1
+        assert apart(decode(segmented, model=either), decode_batch([segmented] * 2, model=either)[1]) <= 1
+        assert len(encode_batch([images[0]] * 6, 60, model=either)) == 6
     finally:
         torch.set_num_threads(threads)
 

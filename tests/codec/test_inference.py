@@ -8,8 +8,8 @@ from codec.winograd import Convolution3x3
 
 
 @pytest.fixture
-def model(tiny):
-    return tiny
+def model(either):
+    return either
 
 
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -72,25 +72,35 @@ def test_symbols(model, size):
     place = slice(0, height), slice(0, width)
     inner = (0, -(-height // 2), 0, -(-width // 2))
     anchors = model.anchors(height, width)
-    symbols = torch.round(scaled * 3) * anchors
+    everything = torch.round(scaled * 3)
+    first_group, *later = model.config.slices
+    symbols = everything[:, first_group] * anchors
 
     features = inference.index_features(last(z), levels, place, place)
     assert torch.equal(first(features), model.index_features(z, levels, height, width))
-    bins = torch.zeros(1, height, width, model.config.latent, dtype=torch.uint8)
+    bins = torch.zeros(1, height, width, symbols.shape[1], dtype=torch.uint8)
     unpack(inference.bins_first(pack(features, EVEN)), EVEN, bins)
     unpack(inference.bins_second(pack(features, ODD), last(symbols).to(torch.int16), inner), ODD, bins)
     of_model = model.index_features(z, levels, height, width)
     expected = torch.where(anchors, model.bins_first(of_model), model.bins_second(of_model, symbols))
     assert torch.equal(first(bins).float(), expected)
+    for number, part in enumerate(later, 1):
+        before = everything[:, : part.start]
+        bins = inference.bins_group(number, features, last(before).to(torch.int16))
+        assert torch.equal(first(bins).float(), model.bins_group(number, of_model, before))
 
     features = inference.mean_features(last(z), place, place)
     of_model = model.mean_features(z, height, width)
     assert torch.allclose(first(features), of_model, rtol=1e-4, atol=1e-4)
-    means = torch.zeros(1, height, width, model.config.latent)
+    means = torch.zeros(1, height, width, symbols.shape[1])
     unpack(inference.mean_first(pack(features, EVEN)), EVEN, means)
     unpack(inference.mean_second(pack(features, ODD), pack(last(symbols), EVEN), inner), ODD, means)
     expected = torch.where(anchors, model.mean_first(of_model), model.mean_second(of_model, symbols))
     assert torch.allclose(first(means), expected, atol=1e-3)
+    for number, part in enumerate(later, 1):
+        before = everything[:, : part.start]
+        expected = model.mean_group(number, of_model, before)
+        assert torch.allclose(first(inference.mean_group(number, features, last(before))), expected, atol=1e-3)
 
 
 def test_bfloat16_stays_near(model):

@@ -18,12 +18,16 @@ from codec.model import (
     integer_frequencies,
     lambda_of,
     load_model,
+    loudness,
     opponent_dct,
     rounding_thresholds,
     save_model,
 )
 
-SMALL = Config(channels=16, latent=40, hyper=8, encoder_blocks=5, decoder_blocks=7, mean_channels=16, index_channels=16)
+SIZES = dict(
+    channels=16, latent=40, hyper=8, encoder_blocks=5, decoder_blocks=7, mean_channels=16, index_channels=16
+)  # fmt: skip
+SMALL, COLOURS = Config(**SIZES, groups=(6, 10, 24)), Config(**SIZES, groups=())
 
 
 def shaken(config: Config = SMALL, seed: int = 3) -> NightCodec:
@@ -32,16 +36,18 @@ def shaken(config: Config = SMALL, seed: int = 3) -> NightCodec:
     model = NightCodec(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("leave.weight") or name.startswith("means."):
+            if name.endswith(("leave.weight", "last.weight")) or name.startswith("means."):
                 parameter.mul_(3.0)
+            if name.startswith("means.groups") and name.endswith("last.weight"):
+                parameter.normal_(std=0.3)
             if name.startswith("indices.") and name.endswith("weight"):
                 parameter.mul_(1.5)
     return model.eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module")
-def model() -> NightCodec:
-    return shaken()
+@pytest.fixture(scope="module", params=[SMALL, COLOURS], ids=["groups", "one group"])
+def model(request) -> NightCodec:
+    return shaken(request.param)
 
 
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -70,20 +76,44 @@ def test_decoder_finds_the_encoders_indices(model):
         symbols = model.quantise(y, level)
         height, width = symbols.y.shape[2:]
         assert (height, width) == (15, 13)
-        anchors = model.anchors(height, width)
-        first = model.indices_first(symbols.z, level, height, width)
-        second = model.indices_second(symbols.z, level, symbols.y)
-        assert torch.equal(torch.where(anchors, first, second), symbols.index)
+        assert torch.equal(model.bins_of(symbols.z, level, symbols.y), symbols.index)
         assert not symbols.y[symbols.index == 0].any()
     assert symbols.y.any() and len(symbols.index.unique()) > 3
 
 
-def test_second_pass_reads_anchors_only(model):
+def test_a_pass_reads_earlier_passes_only(model):
+    """What a pass codes does not change the bins or means of its own or of earlier passes; later ones see it."""
     symbols = model.quantise(model.analysis(picture(96, 96)), 700)
     anchors = model.anchors(6, 6)
-    spoilt = torch.where(anchors, symbols.y, torch.tensor(99, dtype=torch.int16))
-    expected = model.indices_second(symbols.z, 700, symbols.y)
-    assert torch.equal(model.indices_second(symbols.z, 700, spoilt), expected)
+    first, *later = model.config.slices
+
+    def predicted(y: torch.Tensor) -> torch.Tensor:
+        """[2,latent,h,w]: bins and means that a decoder finds beside symbols y."""
+        _, mean, index = model.passes(symbols.z, 700, 6, 6, lambda channels, *_: y[:, channels].float())
+        return torch.cat((index, mean))
+
+    places = [(first, anchors), (first, ~anchors), *((part, torch.ones_like(anchors)) for part in later)]
+    plain = predicted(symbols.y)
+    for number, (part, cells) in enumerate(places):
+        spoilt = symbols.y.clone()
+        spoilt[:, part] = torch.where(cells, torch.tensor(9, dtype=torch.int16), spoilt[:, part])
+        changed = predicted(spoilt) != plain
+        for other, (channels, where) in enumerate(places):
+            seen = bool((changed[:, channels] & where).any())
+            assert seen == (other > number), (number, other)
+
+
+def test_groups_are_ordered_by_frequency():
+    order = Config().order
+    assert sorted(order) == list(range(320)) and order[0] == 0
+    assert COLOURS.order == list(range(40))
+    with pytest.raises(ValueError, match="do not make up"):
+        Config(latent=100)
+
+
+def test_loudness_is_an_activation_that_grows():
+    values = loudness(torch.tensor([0, 1, 2, 15, 500, 1023, 30000], dtype=torch.int16)) * 16
+    assert values.tolist() == [0, 24, 38, 96, 215, 240, 240]
 
 
 def test_quality_buys_fidelity():
@@ -124,11 +154,7 @@ def test_latent_halo_suffices_for_means_and_indices(model):
     z, y = symbols.z[:, :, low // 4 : high // 4, low // 4 : high // 4], symbols.y[:, :, low:high, low:high]
     inner = (slice(None), slice(None), slice(halo, -halo), slice(halo, -halo))
     outer = (slice(None), slice(None), slice(12, 16), slice(12, 16))
-    for of_tile, of_whole in (
-        (model.indices_first(z, 800, high - low, high - low), model.indices_first(symbols.z, 800, 32, 32)),
-        (model.indices_second(z, 800, y), model.indices_second(symbols.z, 800, symbols.y)),
-    ):
-        assert torch.equal(of_tile[inner], of_whole[outer])
+    assert torch.equal(model.bins_of(z, 800, y)[inner], model.bins_of(symbols.z, 800, symbols.y)[outer])
     of_tile, of_whole = model.reconstruct_latent(z, y, 800), model.reconstruct_latent(symbols.z, symbols.y, 800)
     assert torch.allclose(of_tile[inner], of_whole[outer], atol=1e-2)
 
@@ -156,7 +182,7 @@ def test_model_file_round_trip(model, tmp_path):
     path = tmp_path / "model.safetensors"
     identity = save_model(model, path, steps="0")
     loaded = load_model(path)
-    assert loaded.identity == identity and loaded.metadata["steps"] == "0" and loaded.config == SMALL
+    assert loaded.identity == identity and loaded.metadata["steps"] == "0" and loaded.config == model.config
     for ours, theirs in zip(model.tables().y_freq, loaded.tables().y_freq, strict=True):
         assert np.array_equal(ours, theirs)
     assert save_model(loaded, tmp_path / "again.safetensors", steps="0") == identity

@@ -1,10 +1,10 @@
-"""Makes tests/data/tiny.safetensors.xz and golden/*.npi: the files that pin format 1. Run on purpose only:
+"""Makes tests/data/{tiny,grouped}.safetensors.xz and golden/*.npi: the files that pin format 1. Run on purpose only:
 
-    python tests/data/make_golden.py --really
+    python tests/data/make_golden.py --really [tiny] [grouped]
 
-The tiny model is drawn from a seed, not trained: linear transforms as at the start of training, random networks
-with most weights of the wide layers at zero (so that it packs small), made strong enough for every branch to matter
-and for escapes to occur.
+`tiny` codes its latent as one group, in two passes; `grouped` in three groups and four passes. The models are drawn
+from a seed, not trained: linear transforms as at the start of training, random networks with most weights of the wide
+layers at zero (so that they pack small), made strong enough for every branch to matter and for escapes to occur.
 """
 
 import argparse
@@ -22,19 +22,20 @@ from codec.model import Config, NightCodec, load_model, save_model
 from codec.pixels import picture_from_image
 
 HERE = Path(__file__).parent
-CONFIG = Config(
+SIZES = dict(
     channels=24, latent=48, hyper=12, encoder_blocks=1, decoder_blocks=2, mean_channels=16, index_channels=16
-)
+)  # fmt: skip
+CONFIGS = {"tiny": Config(**SIZES, groups=()), "grouped": Config(**SIZES, groups=(6, 12, 30))}
 SPARSE = (
     "indices.expand", "means.expand", "hyper_middle", "hyper_spatial", "indices.hyper", "indices.join",
     "indices.neighbours",
 )  # fmt: skip
 
 
-def tiny_model() -> bytes:
-    """Bytes of the tiny model's file, from a fixed seed."""
+def small_model(config: Config) -> bytes:
+    """Bytes of a small model's file, from a fixed seed."""
     rng = np.random.default_rng(20250101)
-    model = NightCodec(CONFIG)
+    model = NightCodec(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -49,13 +50,17 @@ def tiny_model() -> bytes:
                 values *= 0.1
             if name.startswith(("indices.first", "indices.second")):
                 values *= 2.5
+            if name.startswith("indices.groups") and "last" in name:
+                values *= 0.6
             if name == "hyper_leave.weight":
                 values *= 3.0
             parameter.copy_(torch.from_numpy(values))
-        for layer in model.indices.children():
+        for layer in model.indices.layers():
             layer.bias.copy_(torch.from_numpy(rng.normal(size=layer.bias.shape) * 0.2))
         model.indices.first.bias.fill_(2.5)
         model.indices.second.bias.fill_(2.5)
+        for group in model.indices.groups:
+            group.last.bias.fill_(2.5)
         model.z_log_scale.fill_(0.6)
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
         save_model(model, file.name)
@@ -100,26 +105,36 @@ def pictures() -> dict[str, tuple]:
     }
 
 
+GROUPED = ("rgb", "rgb-low", "rgb-high", "segments")  # what the second model codes
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--really", action="store_true", help="write; without it, only sizes are shown")
+    parser.add_argument(
+        "--really", nargs="*", choices=list(CONFIGS), default=[], help="write this model's files; else only sizes"
+    )
     args = parser.parse_args()
-    data = tiny_model()
-    packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
-    print(f"tiny model: {len(data)} bytes, {len(packed)} packed")
-    model = load_model(data)
     folder = HERE / "golden"
     folder.mkdir(exist_ok=True)
-    if args.really:
-        (HERE / "tiny.safetensors.xz").write_bytes(packed)
-    for name, (image, level, segment) in pictures().items():
-        prepared = prepare(picture_from_image(image), model, segment)
-        file = prepared.code(level)
-        print(f"{name}: {len(file)} bytes")
-        if args.really:
-            (folder / f"{name}.npi").write_bytes(file)
-            pixels = prepared.reconstruct(level)
-            Image.fromarray(pixels.squeeze(2) if prepared.mode == "L" else pixels).save(folder / f"{name}.png")
+    for kind, config in CONFIGS.items():
+        data = small_model(config)
+        packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+        print(f"{kind}: {len(data)} bytes, {len(packed)} packed")
+        model = load_model(data)
+        if kind in args.really:
+            (HERE / f"{kind}.safetensors.xz").write_bytes(packed)
+        for name, (image, level, segment) in pictures().items():
+            if kind == "grouped" and name not in GROUPED:
+                continue
+            name = name if kind == "tiny" else f"{kind}-{name}"
+            prepared = prepare(picture_from_image(image), model, segment)
+            file = prepared.code(level)
+            used = len(np.unique(torch.cat(prepared._latents(level).index.parts, 1)))
+            print(f"{name}: {len(file)} bytes, {used} bins")
+            if kind in args.really:
+                (folder / f"{name}.npi").write_bytes(file)
+                pixels = prepared.reconstruct(level)
+                Image.fromarray(pixels.squeeze(2) if prepared.mode == "L" else pixels).save(folder / f"{name}.png")
     return 0
 
 

@@ -1,0 +1,73 @@
+"""What trainings step with: Muon sees kernels as matrices in either layout, frozen ones stay, states are kept."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from codec.optimiser import Optimiser
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 12, 1), nn.Conv2d(12, 2, 3))
+
+
+def step(net: nn.Module, optimiser: Optimiser) -> None:
+    optimiser.zero_grad()
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    net(x).square().sum().backward()
+    optimiser.step()
+
+
+def test_kernels_take_muons_step_and_the_rest_adams():
+    net = network()
+    optimiser = Optimiser(net.parameters(), 0.01)
+    assert [tuple(p.shape) for p in optimiser.kernels] == [(16, 3, 3, 3), (12, 16, 1, 1)]
+    before = [p.detach().clone() for p in net.parameters()]
+    step(net, optimiser)
+    moved = [new - old for new, old in zip(net.parameters(), before, strict=True)]
+    singular = torch.linalg.svdvals(moved[0].flatten(1)) / (0.01 * 0.2 * 27**0.5)
+    assert singular.max() < 1.4 and singular.median() > 0.4  # directions alike, as large as Adam's in the mean
+    plain = torch.linalg.svdvals(net[0].weight.grad.flatten(1))
+    assert singular.median() / singular.max() > 2 * plain.median() / plain.max()
+    for change in (moved[1], moved[4]):  # a bias, a kernel of two outputs
+        assert torch.allclose(change.abs(), torch.tensor(0.01), rtol=1e-2)
+
+
+def test_layouts_give_the_same_step():
+    plain, last = network(), network().to(memory_format=torch.channels_last)
+    for net in (plain, last):
+        optimiser = Optimiser(net.parameters(), 0.01)
+        for _ in range(3):
+            step(net, optimiser)
+    for a, b in zip(plain.parameters(), last.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-3)  # Muon works in bfloat16
+
+
+def test_frozen_kernels_stay_and_slow_ones_move_a_twentieth():
+    net = network()
+    frozen, slow = net[0].weight, net[1].weight
+    optimiser = Optimiser(net.parameters(), 0.01, slow=[slow])
+    frozen.requires_grad_(False)
+    before = frozen.clone(), slow.detach().clone()
+    step(net, optimiser)
+    assert torch.equal(frozen, before[0])
+    assert torch.allclose((slow - before[1]).abs(), torch.tensor(0.0005), rtol=1e-2)
+
+
+def test_states_are_kept():
+    first = network()
+    optimiser = Optimiser(first.parameters(), 0.01)
+    step(first, optimiser)
+    second = network()
+    second.load_state_dict(first.state_dict())
+    again = Optimiser(second.parameters(), 0.01)
+    again.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    step(first, optimiser)
+    step(second, again)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="choose muon or adam"):
+        Optimiser(first.parameters(), 0.01, kind="sgd")
