@@ -230,11 +230,15 @@ def _spread(pixels, cells):
     height, width, channels = pixels.shape
     for r in range(cells.shape[0]):
         for k in range(cells.shape[1]):
-            for i in range(768):
-                row = min(16 * r + i // 384 * 8 + i // 8 % 8, height - 1)
-                column = min(16 * k + i // 192 % 2 * 8 + i % 8, width - 1)
-                colour = i // 64 % 3 if channels >= 3 else 0
-                cells[r, k, i] = np.float32(pixels[row, column, colour]) - np.float32(127.5)
+            for part in range(4):
+                top, left = 16 * r + part // 2 * 8, 16 * k + part % 2 * 8
+                for c in range(3):
+                    colour = c if channels >= 3 else 0
+                    for y in range(8):
+                        row, at = min(top + y, height - 1), 192 * part + 64 * c + 8 * y
+                        for x in range(8):
+                            sample = pixels[row, min(left + x, width - 1), colour]
+                            cells[r, k, at + x] = np.float32(sample) - np.float32(127.5)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -242,24 +246,29 @@ def _gather(linear, added, top, left, pixels, grey):
     """What Inference.synthesis gives for a window, [h,w,768] and [2h,2w,192] -> the first channels of uint8
     [height,width,C], from the cell (top, left) on; with `grey` all from the colours' mean."""
     height, width, channels = pixels.shape
-    colours = 1 if channels < 3 else 3
-    half = np.float32(127.5)
-    for row in range(height):
-        r, y = top + row // 16, row % 16
+    half, black, white, third = np.float32(127.5), np.float32(0), np.float32(255), np.float32(1 / 3)
+    block = np.empty(192, np.uint8)
+    for upper in range(0, height, 8):
         for first in range(0, width, 8):
-            k, part = left + first // 16, y // 8 * 2 + first // 8 % 2
-            base, block = linear[r, k, 192 * part :], added[2 * r + y // 8, 2 * k + part % 2]
-            for x in range(min(8, width - first)):
-                at = y % 8 * 8 + x
-                if grey:
-                    mean = base[at] + block[at] + base[64 + at] + block[64 + at] + base[128 + at] + block[128 + at]
-                    value = np.rint(mean * np.float32(1 / 3) + half)
-                    for c in range(colours):
-                        pixels[row, first + x, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
-                else:
-                    for c in range(3):
-                        value = np.rint(base[64 * c + at] + block[64 * c + at] + half)
-                        pixels[row, first + x, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+            part = 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
+            base = linear[top + upper // 16, left + first // 16, part : part + 192]
+            more = added[2 * top + upper // 8, 2 * left + first // 8]
+            if grey:
+                for i in range(64):
+                    mean = base[i] + more[i] + base[64 + i] + more[64 + i] + base[128 + i] + more[128 + i]
+                    block[i] = np.int32(np.rint(min(max(mean * third + half, black), white)))
+            else:
+                for i in range(192):
+                    block[i] = np.int32(np.rint(min(max(base[i] + more[i] + half, black), white)))
+            for y in range(min(8, height - upper)):
+                for x in range(min(8, width - first)):
+                    at = 8 * y + x
+                    if channels < 3:
+                        pixels[upper + y, first + x, 0] = block[at]
+                    else:
+                        pixels[upper + y, first + x, 0] = block[at]
+                        pixels[upper + y, first + x, 1] = block[at if grey else 64 + at]
+                        pixels[upper + y, first + x, 2] = block[at if grey else 128 + at]
 
 
 def _cells_of(images: list[Image.Image], window: _Window, device) -> Tensor:
