@@ -147,18 +147,21 @@ def _hevc() -> Codec:
     return Codec("hevc", "HEVC 4:4:4 (x265)", settings, encode, decode, version)
 
 
-def _ours(model=None, device: str = "auto", precision: str = "auto") -> Codec:
+def _ours(model=None, device: str = "auto", precision: str = "auto", effort: int = 0) -> Codec:
     from codec import coder, container
 
     net = coder.get_model(model, device=device, precision=precision)
 
     def encode(image: Image.Image, quality: float) -> bytes:
-        return coder.encode(image, quality, model=net)
+        return coder.encode(image, quality, model=net, effort=effort)
 
     def decode(data: bytes) -> np.ndarray:
         return np.asarray(coder.decode(data, model=net))
 
-    version = f"npi {container.VERSION}, {str(net.precision).removeprefix('torch.')} on {net.log_gain.device.type}"
+    version = (
+        f"npi {container.VERSION}, {str(net.precision).removeprefix('torch.')} on {net.log_gain.device.type}, "
+        f"effort {effort}"
+    )
     return Codec(OURS, "Nightpress", tuple(range(0, 101, 10)), encode, decode, version, net.identity)
 
 
@@ -335,6 +338,7 @@ def evaluate(
     model=None,
     device: str = "auto",
     precision: str = "auto",
+    effort: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict:
     """Measure `codecs` on the pictures below `folder`, merge with what `out` already has, write everything there.
@@ -352,7 +356,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     stored = out / "points.parquet"
     table = _kept_rows(stored, pictures, makers)
-    ours = {"model": model, "device": device, "precision": precision}
+    ours = {"model": model, "device": device, "precision": precision, "effort": effort}
     for name in makers:
         codec = codec_named(name, **(ours if name == OURS else {}))
         settings = thinned(codec.settings, points)

@@ -104,7 +104,7 @@ def unstored(status: str, reason: str | None = None) -> dict:
 def press(night: Night, row: dict, picture: Picture, model) -> tuple[bytes, dict]:
     """Bitstream that decodes to what it should, and the columns that say so. Raises Kept."""
     image = clean(picture, row)
-    prepared = coder.prepare(image, model)
+    prepared = coder.prepare(image, model, effort=night.effort)
     reached = None
     if row["stored_bytes"]:
         bitstream = in_budget(prepared, row["stored_bytes"])

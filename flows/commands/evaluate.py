@@ -25,6 +25,7 @@ def register(subparsers) -> None:
     command.add_argument("--points", metavar="N", type=int, help="at most so many settings a codec")
     command.add_argument("--model", metavar="FILE|ID", help="our model (default: the package's)")
     command.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    command.add_argument("--effort", metavar="N", type=int, choices=range(4), default=0, help="of our encoder, 0..3")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, default=1, help="CPU threads of our codec (default 1, as the others)")
     command.add_argument("--json", action="store_true", help="curves and BD-rates as JSON on stdout")
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         content = evaluate(
             args.images, args.out, codecs, reference=args.reference, points=args.points, model=args.model,
-            device=args.device, precision=args.precision, progress=progress,
+            device=args.device, precision=args.precision, effort=args.effort, progress=progress,
         )  # fmt: skip
     except (CodecError, ValueError, OSError) as error:
         raise WorkFailed(str(error)) from error

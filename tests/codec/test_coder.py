@@ -13,6 +13,7 @@ from codec.coder import decode, decode_batch, decode_picture, encode, encode_bat
 from codec.container import BadBitstream, UnknownModel
 from codec.entropy import ideal_bits
 from codec.metrics import psnr
+from codec.model import NightCodec, lambda_of
 from codec.pixels import UncarriedPicture
 
 
@@ -227,6 +228,34 @@ def test_arguments_are_checked(tiny):
         prepare(photo(8, 8), tiny).code(1001)
 
 
+def costs(image: Image.Image, data: bytes, model) -> float:
+    """What an encoder lowers: bits + lambda 255^2 MSE, per pixel."""
+    facts = info(data)
+    shown = np.asarray(decode(data, model=model).convert(image.mode)).astype(float)
+    error = np.square(shown - np.asarray(image)).mean()
+    return facts["bpp"] + float(lambda_of(facts["quality"] * 10)) * error
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_effort_buys_a_better_trade(mode):
+    """Against the decoder's own gradient, with the DCT as the transform: bits and distortion together fall."""
+    torch.manual_seed(0)
+    model = NightCodec().eval().requires_grad_(False)
+    with torch.no_grad():  # a decoder that is no inverse of the encoder: sharper, and turned a little
+        model.linear_synthesis.mul_(1.15)
+        model.linear_synthesis.add_(0.004 * torch.randn_like(model.linear_synthesis))
+    model.identity = "00" * 8
+    image = photo(330, 270).convert(mode)
+    files = [encode(image, 50, model=model, effort=effort) for effort in (0, 1, 2)]
+    plain, one, two = (costs(image, data, model) for data in files)
+    assert one < 0.97 * plain and two < one
+    assert prepare(image, model, 16, effort=1).code(500) != prepare(image, model, 16).code(500)
+    assert len(encode_batch([image, image], 50, model=model, effort=1)[1]) == len(files[1])
+    for wrong in (-1, 4, 1.5):
+        with pytest.raises(ValueError, match="not one of 0..3"):
+            encode(image, 50, model=model, effort=wrong)
+
+
 def test_names_at_the_top():
     assert codec.decode is decode and issubclass(codec.BadBitstream, codec.CodecError)
     assert set(codec.__all__) <= set(dir(codec))
@@ -236,8 +265,6 @@ def test_names_at_the_top():
 
 def test_quality_rises_with_level_under_an_untrained_full_model():
     """DCT-initialised full-size networks are a transform codec of their own."""
-    from codec.model import NightCodec
-
     torch.manual_seed(0)
     model = NightCodec().eval().requires_grad_(False)
     model.identity = "00" * 8
