@@ -243,33 +243,93 @@ def _spread(pixels, cells):
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather(linear, added, top, left, pixels, grey):
-    """What Inference.synthesis gives for a window, [h,w,768] and [2h,2w,192] -> the first channels of uint8
-    [height,width,C], from the cell (top, left) on; with `grey` all from the colours' mean."""
+def _paint(sums, upper, first, pixels, grey):
+    """8x8 pixels from float32 [192] (colour, row, column), less 127.5, to their place in [height,width,C]."""
     height, width, channels = pixels.shape
     half, black, white, third = np.float32(127.5), np.float32(0), np.float32(255), np.float32(1 / 3)
     block = np.empty(192, np.uint8)
-    for upper in range(0, height, 8):
-        for first in range(0, width, 8):
+    if grey:
+        for i in range(64):
+            mean = (sums[i] + sums[64 + i] + sums[128 + i]) * third
+            block[i] = np.int32(np.rint(min(max(mean + half, black), white)))
+    else:
+        for i in range(192):
+            block[i] = np.int32(np.rint(min(max(sums[i] + half, black), white)))
+    for y in range(min(8, height - upper)):
+        for x in range(min(8, width - first)):
+            at = 8 * y + x
+            pixels[upper + y, first + x, 0] = block[at]
+            if channels >= 3:
+                pixels[upper + y, first + x, 1] = block[at if grey else 64 + at]
+                pixels[upper + y, first + x, 2] = block[at if grey else 128 + at]
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(linear, added, top, left, pixels, grey):
+    """What Inference.synthesis gives for a window, [h,w,768] and [2h,2w,192] -> the first channels of uint8
+    [height,width,C], from the cell (top, left) on; with `grey` all from the colours' mean."""
+    sums = np.empty(192, np.float32)
+    for upper in range(0, pixels.shape[0], 8):
+        for first in range(0, pixels.shape[1], 8):
             part = 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
             base = linear[top + upper // 16, left + first // 16, part : part + 192]
             more = added[2 * top + upper // 8, 2 * left + first // 8]
-            if grey:
-                for i in range(64):
-                    mean = base[i] + more[i] + base[64 + i] + more[64 + i] + base[128 + i] + more[128 + i]
-                    block[i] = np.int32(np.rint(min(max(mean * third + half, black), white)))
-            else:
-                for i in range(192):
-                    block[i] = np.int32(np.rint(min(max(base[i] + more[i] + half, black), white)))
-            for y in range(min(8, height - upper)):
-                for x in range(min(8, width - first)):
-                    at = 8 * y + x
-                    if channels < 3:
-                        pixels[upper + y, first + x, 0] = block[at]
-                    else:
-                        pixels[upper + y, first + x, 0] = block[at]
-                        pixels[upper + y, first + x, 1] = block[at if grey else 64 + at]
-                        pixels[upper + y, first + x, 2] = block[at if grey else 128 + at]
+            for i in range(192):
+                sums[i] = base[i] + more[i]
+            _paint(sums, upper, first, pixels, grey)
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather_halves(linear, rest, added, top, left, pixels, grey):
+    """As _gather, where a second part of the linear picture and `added` are bfloat16, given as uint16: the upper halves
+    of float32."""
+    sums = np.empty(192, np.float32)
+    bits = np.empty(384, np.uint32)
+    values = bits.view(np.float32)
+    for upper in range(0, pixels.shape[0], 8):
+        for first in range(0, pixels.shape[1], 8):
+            r, k, part = top + upper // 16, left + first // 16, 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
+            base, second = linear[r, k, part : part + 192], rest[r, k, part : part + 192]
+            more = added[2 * top + upper // 8, 2 * left + first // 8]
+            for i in range(192):
+                bits[i] = np.uint32(second[i]) << np.uint32(16)
+                bits[192 + i] = np.uint32(more[i]) << np.uint32(16)
+            for i in range(192):
+                sums[i] = base[i] + values[i] + values[192 + i]
+            _paint(sums, upper, first, pixels, grey)
+
+
+@numba.njit(cache=True, nogil=True)
+def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
+    """A later group's pass in one go, as NightCodec.round has it: y, mean, index [h,w,C], gain [C] -> symbols, indices
+    [C,h,w] and values [h,w,C] in place."""
+    height, width, channels = mean.shape
+    most = thresholds.shape[1] - 1
+    for r in range(height):
+        for k in range(width):
+            for c in range(channels):
+                bin_, middle, symbol = index[r, k, c], mean[r, k, c], np.float32(0)
+                if bin_ > 0:
+                    residual = y[r, k, c] * gain[c] - middle
+                    magnitude = abs(residual)
+                    symbol = min(np.rint(magnitude), np.float32(32767))
+                    if symbol <= most and magnitude < thresholds[bin_, int(symbol)]:
+                        symbol -= np.float32(1)
+                    if residual < 0:
+                        symbol = -symbol
+                symbols[c, r, k] = np.int16(symbol)
+                indices[c, r, k] = bin_
+                values[r, k, c] = symbol + middle
+
+
+@numba.njit(cache=True, nogil=True)
+def _value(symbols, mean, values):
+    """symbols [C,h,w] + mean [h,w,C] -> values [h,w,C] in place."""
+    height, width, channels = mean.shape
+    for r in range(height):
+        for k in range(width):
+            for c in range(channels):
+                values[r, k, c] = np.float32(symbols[c, r, k]) + mean[r, k, c]
 
 
 def _cells_of(images: list[Image.Image], window: _Window, device) -> Tensor:
@@ -398,15 +458,32 @@ def _quantise(model: NightCodec, y: _Bands, levels: Tensor, grid: _Grid) -> _Lat
                 settle(step - 1, window, ODD, *_second(inference, latents, window, of_index, of_mean))
                 for number, channels in enumerate(later, 1):
                     index, mean = _later(inference, latents, window, number, of_index, of_mean)
-                    scaled = y.window(*window.box)[..., channels].to(device) * gain[..., channels]
-                    symbols = model.round(scaled - mean, index) * (index > 0)
-                    for bands, part in (
-                        (latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)
-                    ):  # fmt: skip
-                        _fill(bands, step - 1, window, channels, part)
+                    part = y.window(*window.box)[..., channels].to(device).float()
+                    _settle_group(model, latents, step - 1, window, channels, part, gain[..., channels], index, mean)
         if large and step > 1:
             latents.values.parts[step - 2] = None
     return latents
+
+
+def _settle_group(
+    model: NightCodec, latents: _Latents, band: int, window: _Window, channels: slice, y: Tensor, gain: Tensor,
+    index: Tensor, mean: Tensor,
+) -> None:  # fmt: skip
+    """Symbols of a later group's channels in a window from y [B,h,w,..], with their bins and values into the band."""
+    if y.is_cuda:
+        symbols = model.round(y * gain - mean, index) * (index > 0)
+        for bands, part in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
+            _fill(bands, band, window, channels, part)
+        return
+    rows = slice(0, window.bottom - window.top), slice(window.left, window.right)
+    symbols, indices = (array[:, channels, *rows] for array in latents.arrays(band))
+    values = latents.values.parts[band].numpy()[:, *rows, channels]
+    knots, thresholds = gain.flatten(1).numpy(), model.thresholds.numpy()
+    for item in range(len(y)):
+        _settle(
+            y[item].numpy(), knots[item], mean[item].numpy(), index[item].numpy(), thresholds, symbols[item],
+            indices[item], values[item],
+        )  # fmt: skip
 
 
 def _second(inference: Inference, latents: _Latents, window: _Window, of_index: Tensor, of_mean: Tensor):
@@ -519,8 +596,15 @@ def _add_mean(latents: _Latents, band: int, window: _Window, mean: Tensor, parit
 
 def _add_group_mean(latents: _Latents, band: int, window: _Window, channels: slice, mean: Tensor) -> None:
     """values = symbols + mean in a later group's channels."""
-    symbols = latents.symbols.window(*window.box)[..., channels].to(mean.device)
-    _fill(latents.values, band, window, channels, mean + symbols)
+    if mean.is_cuda:
+        symbols = latents.symbols.window(*window.box)[..., channels].to(mean.device)
+        _fill(latents.values, band, window, channels, mean + symbols)
+        return
+    rows = slice(0, window.bottom - window.top), slice(window.left, window.right)
+    symbols = latents.symbols.parts[band].permute(0, 3, 1, 2).numpy()[:, channels, *rows]
+    values = latents.values.parts[band].numpy()[:, *rows, channels]
+    for item in range(len(mean)):
+        _value(symbols[item], mean[item].numpy(), values[item])
 
 
 def _render(model: NightCodec, latents: _Latents, band: int) -> Iterator[tuple[_Window, Callable]]:
@@ -530,10 +614,16 @@ def _render(model: NightCodec, latents: _Latents, band: int) -> Iterator[tuple[_
     for window in latents.grid.windows(band):
         outer = window.grown(model.synthesis_halo)
         y_hat = latents.values.window(*outer.box) * gain
-        linear, added = (part.cpu().numpy() for part in inference_of(model).synthesis(y_hat, latents.levels))
+        parts = inference_of(model).synthesis(y_hat, latents.levels)
+        if parts[-1].is_cuda or any(part.dtype == torch.float32 for part in parts[1:]):
+            parts = sum(parts[1:-1], parts[0]), parts[-1].float()
+        parts = [(t if t.dtype == torch.float32 else t.view(torch.int16)).cpu().numpy() for t in parts]
+        parts = [part if part.dtype == np.float32 else part.view(np.uint16) for part in parts]
+        gather = _gather if len(parts) == 2 else _gather_halves
 
-        def paint(item: int, pixels: np.ndarray, grey: bool, window=window, outer=outer, linear=linear, added=added):
-            _gather(linear[item], added[item], window.top - outer.top, window.left - outer.left, pixels, grey)
+        def paint(item: int, pixels: np.ndarray, grey: bool, window=window, outer=outer, gather=gather, parts=parts):
+            place = window.top - outer.top, window.left - outer.left
+            gather(*(part[item] for part in parts), *place, pixels, grey)
 
         yield window, paint
 

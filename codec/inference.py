@@ -123,11 +123,19 @@ class _Linear:
             self.first, self.rest = _Layer(weight[:large], None), _Layer(weight[large:], None, dtype)
 
     def __call__(self, t: Tensor) -> Tensor:
+        """The result, float32."""
+        first, *rest = self.parts(t)
+        if not rest:
+            return first
+        return first.add_(rest[0]) if self.of_inputs else torch.cat((first, rest[0].float()), -1)
+
+    def parts(self, t: Tensor) -> tuple[Tensor, ...]:
+        """What the result is made of: itself, or a float32 and a `dtype` tensor to add up (or to join)."""
         if self.whole is not None:
-            return self.whole(t)
+            return (self.whole(t),)
         if self.of_inputs:
-            return self.first(t[..., : self.large]).add_(self.rest(t[..., self.large :]))
-        return torch.cat((self.first(t), self.rest(t).float()), -1)
+            return self.first(t[..., : self.large]), self.rest(t[..., self.large :])
+        return self.first(t), self.rest(t)
 
 
 class _Blocks:
@@ -182,12 +190,13 @@ class Inference:
         of_unit = dct / model.dct_size[:, :, 0]
         order = _quarters().to(dct.device)
 
-        # Where the latent has groups, its first one holds what is large; else all is kept in full precision. So is
-        # `enter`: in bfloat16 weights that add pixels to differences would no longer cancel.
+        # Where the latent has groups, its first one holds what is large; else all is kept in full precision: in
+        # bfloat16 weights that add pixels to differences no longer cancel quite.
         large = model.config.groups[0] if model.config.groups else 0
         analysis = model.analysis_network
         self.linear_analysis = _Linear(model.linear_analysis[:, order], dtype, large, of_inputs=False)
-        self.enter = _Layer(analysis.enter.weight.flatten(1) @ of_unit, analysis.enter.bias)
+        enter = analysis.enter.weight.flatten(1) @ of_unit
+        self.enter = _Layer(enter, analysis.enter.bias, dtype if large else torch.float32)
         self.encoder = _Blocks(analysis.blocks, dtype)
         self.leave = _Layer(
             _of_parts(analysis.leave.weight) * FEATURE_SCALE, analysis.leave.bias * FEATURE_SCALE, dtype
@@ -236,15 +245,16 @@ class Inference:
         self.encoder(t)
         return self.linear_analysis(pixels).add_(self.leave(_to_cells(t)))
 
-    def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """y_hat float32 [B,h,w,latent] -> float32 [B,h,w,768], the linear picture less 127.5 in the order of
-        `_quarters`, and [B,2h,2w,192], what to add to it per block of 8x8 (colour, row, column)."""
+    def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, ...]:
+        """y_hat float32 [B,h,w,latent] -> one or two of [B,h,w,768], whose sum is the linear picture less 127.5 in the
+        order of `_quarters`, the first in float32; and [B,2h,2w,192], what to add to it per block of 8x8 (colour, row,
+        column). The others are in the model's precision."""
         t = _to_halves(self.again(y_hat))
         network = self.model.synthesis_network
         for gain, blocks in zip((network.enter_gain, network.middle_gain), self.decoder, strict=True):
             t.mul_(torch.exp(at_level(gain, levels)).permute(0, 2, 3, 1).to(self.dtype))
             blocks(t)
-        return self.linear_synthesis(y_hat), self.back(t).float()
+        return *self.linear_synthesis.parts(y_hat), self.back(t)
 
     def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:
         """y in quantisation steps [B,h,w,latent] -> unrounded z [B,ceil(h/4),ceil(w/4),hyper]."""

@@ -327,12 +327,13 @@ class NightCodec(nn.Module):
     """All networks of one model; see the module's drawing. `level` is an int, or in training a tensor [B]."""
 
     latent_halo = 8  # latent cells around a tile that means and indices depend on
-    synthesis_halo = 4  # latent cells around a tile that its pixels depend on
-    analysis_halo = 48  # pixels around a tile that its latent depends on
 
     def __init__(self, config: Config | None = None):
         super().__init__()
         self.config = config = config or Config()
+        # A bottleneck looks 8 pixels around, half a cell.
+        self.synthesis_halo = -(-config.decoder_blocks // 2)  # latent cells around a tile that its pixels depend on
+        self.analysis_halo = 16 * -(-config.encoder_blocks // 2)  # pixels around a tile that its latent depends on
         dct = opponent_dct(channel_counts(config.latent), 16)[config.order]
         self.linear_analysis = nn.Parameter(dct.clone())  # [latent, 768]
         self.linear_synthesis = nn.Parameter(dct.t().clone())  # [768, latent]

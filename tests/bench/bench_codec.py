@@ -73,13 +73,12 @@ def avif_near(image, wanted: float, repeat: int) -> dict:
     def decode(data: bytes):
         return Image.open(io.BytesIO(data)).convert("RGB")
 
-    small = image if image.width * image.height <= 500_000 else image.crop((0, 0, 700, 700))
     low, high = 0, 100
-    while low < high:  # on a part: PSNR rises with quality
+    while low < high:  # PSNR rises with quality
         middle = (low + high) // 2
-        out = io.BytesIO()
-        small.save(out, "AVIF", quality=middle, speed=10)
-        low, high = (middle + 1, high) if psnr(small, decode(out.getvalue())) < wanted else (low, middle)
+        low, high = (middle + 1, high) if psnr(image, decode(encode(middle))) < wanted else (low, middle)
+    if low and wanted - psnr(image, decode(encode(low - 1))) < psnr(image, decode(encode(low))) - wanted:
+        low -= 1
     encode_seconds, data = best(lambda: encode(low), repeat)
     decode_seconds, shown = best(lambda: decode(data), repeat)
     return {
