@@ -615,11 +615,12 @@ def _render(model: NightCodec, latents: _Latents, band: int) -> Iterator[tuple[_
         outer = window.grown(model.synthesis_halo)
         y_hat = latents.values.window(*outer.box) * gain
         parts = inference_of(model).synthesis(y_hat, latents.levels)
-        if parts[-1].is_cuda or any(part.dtype == torch.float32 for part in parts[1:]):
-            parts = sum(parts[1:-1], parts[0]), parts[-1].float()
-        parts = [(t if t.dtype == torch.float32 else t.view(torch.int16)).cpu().numpy() for t in parts]
-        parts = [part if part.dtype == np.float32 else part.view(np.uint16) for part in parts]
-        gather = _gather if len(parts) == 2 else _gather_halves
+        if len(parts) == 3 and not parts[0].is_cuda:
+            gather = _gather_halves
+            parts = [parts[0].numpy(), *(part.view(torch.int16).numpy().view(np.uint16) for part in parts[1:])]
+        else:
+            gather = _gather
+            parts = [part.float().cpu().numpy() for part in (sum(parts[1:-1], parts[0]), parts[-1])]
 
         def paint(item: int, pixels: np.ndarray, grey: bool, window=window, outer=outer, gather=gather, parts=parts):
             place = window.top - outer.top, window.left - outer.left

@@ -5,7 +5,8 @@ of three kinds, reduced luma), the loss, the loop with its time budget. The netw
 restoration_networks.py, figures on test sets come from restoration_evaluate.py.
 
 The learning rate is constant, then falls with a cosine over the last part of the time given; the state at the start
-of the fall is kept (`trunk.pt`), and `resume` goes on from there with more time.
+of the fall is kept (`trunk.pt`), and `resume` goes on from there with more time. Enlargers learn the absolute error,
+and while the rate falls the squared one.
 """
 
 import argparse
@@ -388,6 +389,8 @@ def train(
             error = (result.float() - parts[1]).square().mean((1, 2, 3))
             if task == "denoise":  # the logarithm makes all noise levels count alike: it is the PSNR
                 loss = (error + 1e-6).log().mean()
+            elif falling:  # what PSNR counts; from the start it learns more slowly than the absolute error
+                loss = error.mean()
             else:
                 loss = (result.float() - parts[1]).abs().mean()
             optimiser.zero_grad()

@@ -2,7 +2,7 @@
 
     python tests/bench/bench_hostile.py --count 100000
 
-Seeds are the golden files of tests/data (with the tiny frozen model, so that decoding is quick) and, with --model,
+Seeds are the golden files of tests/data (with the small frozen models, so that decoding is quick) and, with --model,
 files encoded here with that model. Half of the mutants get a fitting checksum, so that they reach what lies behind
 it: there a changed picture is possible in principle (a forger may encode what he likes) and is counted; with the
 checksum as it was, anything but an error or the exact picture is a failure. Memory is what the process's peak grows by
@@ -73,8 +73,13 @@ def main() -> int:
     from codec.model import load_model
 
     torch.set_num_threads(1)
-    tiny = load_model(lzma.decompress((DATA / "tiny.safetensors.xz").read_bytes()))
-    seeds = [(path.stem, path.read_bytes(), tiny) for path in sorted((DATA / "golden").glob("*.npi"))]
+    tiny, grouped = (
+        load_model(lzma.decompress((DATA / f"{name}.safetensors.xz").read_bytes())) for name in ("tiny", "grouped")
+    )
+    seeds = [
+        (path.stem, path.read_bytes(), grouped if path.stem.startswith("grouped") else tiny)
+        for path in sorted((DATA / "golden").glob("*.npi"))
+    ]
     if args.model:
         model = get_model(args.model, precision="float32")
         for width, height in ((160, 120), (640, 480)):

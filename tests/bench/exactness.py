@@ -118,8 +118,8 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
         read(decoder, block)
         top, bottom, left, right = block.window
         step = np.add.outer(np.arange(top, bottom), np.arange(left, right)) % 2 == block.parity
-        index = block.index[:, top:bottom, left:right][:, step] if block.parity >= 0 else block.index
-        value = block.symbols[:, top:bottom, left:right][:, step] if block.parity >= 0 else block.symbols
+        step = step if block.parity >= 0 else np.ones_like(step)
+        index, value = (array[:, top:bottom, left:right][:, step] for array in (block.index, block.symbols))
         own = seen.setdefault(id(decoder), [decoder, hashlib.sha256()])[1]
         own.update(np.ascontiguousarray(index).tobytes())
         own.update(np.ascontiguousarray(value).tobytes())

@@ -21,17 +21,32 @@ def tiny(tiny_bytes):
 
 
 @pytest.fixture(scope="session")
-def grouped():
+def grouped_bytes() -> bytes:
+    return lzma.decompress((DATA / "grouped.safetensors.xz").read_bytes())
+
+
+@pytest.fixture(scope="session")
+def grouped(grouped_bytes):
     """As tiny, but its latent is coded in three groups of channels."""
     from codec.model import load_model
 
-    return load_model(lzma.decompress((DATA / "grouped.safetensors.xz").read_bytes()))
+    return load_model(grouped_bytes)
 
 
 @pytest.fixture(scope="session", params=["tiny", "grouped"])
-def either(request):
+def which(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def either(request, which):
     """Each of the two models in turn."""
-    return request.getfixturevalue(request.param)
+    return request.getfixturevalue(which)
+
+
+@pytest.fixture(scope="session")
+def either_bytes(request, which) -> bytes:
+    return request.getfixturevalue(f"{which}_bytes")
 
 
 @pytest.fixture(scope="session")
