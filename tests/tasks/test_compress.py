@@ -84,6 +84,15 @@ def test_quality_is_taken_as_it_is(press, photograph):
     assert row["quality"] == 37.0 and row["status"] == "compressed"
 
 
+def test_effort_reaches_the_encoder_and_meets_the_target(press, photograph):
+    files = {"a.png": saved(photograph, "PNG")}
+    (plain,), _, _ = press(files, metric="psnr", target=32.0)
+    (row,), dest, _ = press(files, metric="psnr", target=32.0, effort=1)
+    assert row["status"] == "compressed" and 32.0 <= row["psnr"] <= 32.1
+    assert metrics.psnr(photograph, decode(bitstream(row, dest))) == pytest.approx(row["psnr"])
+    assert row["quality"] < plain["quality"] and row["stored_bytes"] < 1.01 * plain["stored_bytes"]
+
+
 def test_small_gains_and_missed_targets_are_kept(press, photograph):
     files = {"a.jpg": saved(photograph, "JPEG", quality=20), "b.png": saved(photograph, "PNG")}
     (jpeg, png), dest, _ = press(files, metric="psnr", target=60.0)
