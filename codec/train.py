@@ -179,7 +179,8 @@ def measure_tables(
 
 def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
     """A model file's tensors with as many bottlenecks in each transform as `config` has: spread evenly over the file's,
-    the first and the last among them; all of them where it has fewer."""
+    the first and the last among them; all of them where it has fewer. Of the decoder's, where they narrow to more
+    channels than `config` lets them, those with the largest weights."""
     for prefix, wanted in (
         ("analysis_network.blocks.", config.encoder_blocks), ("synthesis_network.blocks.", config.decoder_blocks),
     ):  # fmt: skip
@@ -191,6 +192,19 @@ def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarr
             chosen = [round(i * (len(blocks) - 1) / max(wanted - 1, 1)) for i in range(wanted)]
             kept = {f"{prefix}{i}.{rest}": a for i, old in enumerate(chosen) for rest, a in blocks[old].items()}
             arrays = {name: a for name, a in arrays.items() if not name.startswith(prefix)} | kept
+    inner = config.decoder_inner or config.channels // 2
+    for block in {name.rsplit(".", 2)[0] for name in arrays if name.startswith("synthesis_network.blocks.")}:
+        narrow, spatial, widen = (arrays[f"{block}.{part}.weight"] for part in ("narrow", "spatial", "widen"))
+        if len(narrow) <= inner:
+            continue
+        norms = [np.square(a.astype(np.float64)).sum((1, 2, 3)) for a in (narrow, spatial.swapaxes(0, 1))]
+        norms += [np.square(a.astype(np.float64)).sum((1, 2, 3)) for a in (spatial, widen.swapaxes(0, 1))]
+        before, after = (np.sort(np.argsort(-norms[i] * norms[i + 1])[:inner]) for i in (0, 2))
+        arrays = arrays | {
+            f"{block}.narrow.weight": narrow[before], f"{block}.narrow.bias": arrays[f"{block}.narrow.bias"][before],
+            f"{block}.spatial.weight": spatial[after][:, before],
+            f"{block}.spatial.bias": arrays[f"{block}.spatial.bias"][after], f"{block}.widen.weight": widen[:, after],
+        }  # fmt: skip
     return arrays
 
 

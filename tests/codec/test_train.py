@@ -17,7 +17,7 @@ from codec.train import batch, crop, load_pictures, main, regrouped, rendered_pa
 
 SMALL = Config(
     channels=16, latent=40, hyper=8, encoder_blocks=1, decoder_blocks=1, mean_channels=16, index_channels=16,
-    groups=(6, 10, 24),
+    groups=(6, 10, 24), decoder_inner=6,
 )  # fmt: skip
 
 
@@ -98,6 +98,15 @@ def test_a_thinner_model_starts_from_a_trained_one(tmp_path):
     for new, old in ((0, 0), (1, 3), (2, 6)):
         assert np.array_equal(thin[name.format(new)], arrays[name.format(old)])
     assert name.format(3) not in thin and len(arrays) - len(thin) == 4 * 6
+    block = "synthesis_network.blocks.0"
+    widen = arrays[f"{block}.widen.weight"].copy()
+    widen[:, [1, 4]] = 0  # what gives nothing to the picture goes first
+    arrays[f"{block}.widen.weight"] = widen
+    thin = thinned(arrays, dataclasses.replace(SMALL, decoder_blocks=7, encoder_blocks=2, decoder_inner=4))
+    assert np.array_equal(thin[f"{block}.widen.weight"], arrays[f"{block}.widen.weight"][:, [0, 2, 3, 5]])
+    assert thin[f"{block}.spatial.weight"].shape == (4, 4, 3, 3) and thin[f"{block}.narrow.bias"].shape == (4,)
+    model = NightCodec(dataclasses.replace(SMALL, decoder_blocks=7, encoder_blocks=2, decoder_inner=4))
+    assert len(float_tensors(model, thin)) == len(model.state_dict())
     assert thinned(arrays, dataclasses.replace(SMALL, decoder_blocks=9, encoder_blocks=2)).keys() == arrays.keys()
 
 
