@@ -34,8 +34,9 @@ from torch import Tensor
 from codec import alpha as alpha_plane
 from codec import container, entropy
 from codec.container import BadBitstream, Bitstream, CodecError, UnknownModel
-from codec.inference import EVEN, ODD, Inference, inference_of, pack, unpack
+from codec.inference import Inference, inference_of
 from codec.model import LEVELS, STEP, Z_GROUPS, Z_MAX, NightCodec, at_level, lambda_of, load_model, model_id
+from codec.packed import EVEN, ODD, pack, unpack
 from codec.pixels import Picture, open_picture, picture_from_image
 from codec.threads import each
 
@@ -428,7 +429,7 @@ def _features(inference: Inference, latents: _Latents, window: _Window) -> tuple
     """What z says of a window's cells [B,h,w,..]: features of the index network and of the mean network."""
     outer, near = window.grown(inference.model.latent_halo), window.grown(2)
     z, place, inner = outer.z_of(latents.z), near.within(outer), window.within(near)
-    return inference.index_features(z, latents.levels, place, inner), inference.mean_features(z, place, inner)
+    return inference.indices.index_features(z, latents.levels, place, inner), inference.mean_features(z, place, inner)
 
 
 def _quantise(model: NightCodec, y: _Bands, levels: Tensor, grid: _Grid) -> _Latents:
@@ -450,7 +451,8 @@ def _quantise(model: NightCodec, y: _Bands, levels: Tensor, grid: _Grid) -> _Lat
             latents.open_band(model, step)
             for window in grid.windows(step):
                 of_index, of_mean = features[window] = _features(inference, latents, window)
-                index, mean = inference.bins_first(pack(of_index, EVEN)), inference.mean_first(pack(of_mean, EVEN))
+                index = inference.indices.bins_first(pack(of_index, EVEN))
+                mean = inference.mean_first(pack(of_mean, EVEN))
                 settle(step, window, EVEN, index, mean)
         if step > 0:
             for window in grid.windows(step - 1):
@@ -492,7 +494,7 @@ def _second(inference: Inference, latents: _Latents, window: _Window, of_index: 
     outer, first = window.grown(2), inference.model.config.slices[0]
     inner = window.packed_within(outer)
     symbols = latents.symbols.window(*outer.box)[..., first].to(of_index.device)
-    index = inference.bins_second(pack(of_index, ODD), symbols, inner)
+    index = inference.indices.bins_second(pack(of_index, ODD), symbols, inner)
     return index, _mean_second(inference, latents, window, of_mean)
 
 
@@ -506,7 +508,7 @@ def _later(inference: Inference, latents: _Latents, window: _Window, number: int
     """(bins, means) of group `number` (1..) in a window's cells, from the groups before it there."""
     before = slice(0, inference.model.config.slices[number].start)
     symbols = latents.symbols.window(*window.box)[..., before].to(of_index.device)
-    index = inference.bins_group(number, of_index, symbols)
+    index = inference.indices.bins_group(number, of_index, symbols)
     return index, inference.mean_group(number, of_mean, latents.values.window(*window.box)[..., before])
 
 
@@ -978,7 +980,7 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
             means = {}
             for window in grid.windows(step):
                 of_index, of_mean = features[window] = _features(inference, latents, window)
-                _put(latents.index, step, window, first_group, inference.bins_first(pack(of_index, EVEN)), EVEN)
+                _put(latents.index, step, window, first_group, inference.indices.bins_first(pack(of_index, EVEN)), EVEN)
                 means[window] = inference.mean_first(pack(of_mean, EVEN))
             read(step, 0)
             for window, mean in means.items():

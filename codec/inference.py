@@ -4,9 +4,7 @@ The same functions of the same weights as NightCodec's, to rounding; the exact n
 
 - Neighbouring linear layers are one: enter after the 8x8 DCT, the inverse DCT after leave, and the decoder's linear
   picture with the DCT of it.
-- A checkerboard pass is computed on its own cells only. They are held *packed*, [2B,h/2,w/2,C]: for each picture
-  a plane of its even rows, then one of its odd rows. What a cell of the second pass sees of the first are the cells at
-  odd distance around: 4 of 3x3, 12 of 5x5.
+- A checkerboard pass is computed on its own cells only, packed (packed.py). The exact network is indices.py's.
 - Channels are last in memory throughout, activations and sums are made in place, weights lie ready in the precision
   that they are used in.
 
@@ -17,48 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec import exact
-from codec.exact import ACTIVATION_MAX, ACTIVATION_STEPS, ExactConv2d, quantise_activation
-from codec.model import BINS, FEATURE_SCALE, LEVELS, MEAN_LIMIT, NightCodec, at_level, loudness
+from codec.indices import indices_of
+from codec.model import FEATURE_SCALE, MEAN_LIMIT, NightCodec, at_level
+from codec.packed import around, at_taps, shuffle4, taps_of
 from codec.winograd import Convolution3x3
 
 SLOPE = 0.1  # of the leaky ReLUs
-EVEN, ODD = 0, 1  # row + column of a cell: first pass, second pass
-
-
-def taps_of(kernel: int) -> list[tuple[int, int]]:
-    """(row, column) offsets in a kernel x kernel window that lead from odd cells to even ones."""
-    reach = range(-(kernel // 2), kernel // 2 + 1)
-    return [(r, c) for r in reach for c in reach if (r + c) % 2]
-
-
-def pack(t: Tensor, parity: int) -> Tensor:
-    """[B,h,w,C] -> its cells of one parity, packed; zeros stand beyond an odd edge."""
-    height, width = t.shape[1:3]
-    if height % 2 or width % 2:
-        t = F.pad(t, (0, 0, 0, width % 2, 0, height % 2))
-    return torch.stack((t[:, 0::2, parity::2], t[:, 1::2, 1 - parity :: 2]), 1).flatten(0, 1)
-
-
-def unpack(packed: Tensor, parity: int, out: Tensor) -> None:
-    """Packed cells to their places in `out` [B,h,w,C], whose other cells stay."""
-    for row in (0, 1):
-        cells = out[:, row::2, (parity + row) % 2 :: 2]
-        cells.copy_(packed[row::2, : cells.shape[1], : cells.shape[2]])
-
-
-def around(packed: Tensor, taps: list[tuple[int, int]], inner: tuple[int, int, int, int]) -> Tensor:
-    """Even cells, packed -> for each odd cell of rows top..bottom, columns left..right (`inner`, in packed units) its
-    neighbours at `taps`, zeros beyond the edge: packed, [2B,bottom-top,right-left,taps,C]."""
-    top, bottom, left, right = inner
-    padded = F.pad(packed, (0, 0, 1, 1, 1, 1))
-    out = packed.new_empty(len(packed), bottom - top, right - left, len(taps), packed.shape[-1])
-    for row in (0, 1):
-        for tap, (dr, dc) in enumerate(taps):
-            plane = (row + dr) % 2
-            down, over = 1 + (row + dr - plane) // 2, 1 + (1 - row + dc - plane) // 2
-            out[row::2, :, :, tap] = padded[plane::2, top + down : bottom + down, left + over : right + over]
-    return out
 
 
 class _Layer:
@@ -81,27 +43,6 @@ class _Layer:
 
     def leaky(self, t: Tensor) -> Tensor:
         return F.leaky_relu(self(t), SLOPE, inplace=True)
-
-
-class _Exact(_Layer):
-    """The same of the exact network, its weights as multiples of their steps."""
-
-    def __init__(self, layer: ExactConv2d, taps: list[tuple[int, int]] | None = None):
-        weight, bias = layer.integers()
-        weight = weight.float() / exact.WEIGHT_STEPS
-        if taps is not None:
-            weight = _at_taps(weight, taps)
-        super().__init__(weight, bias.float() / (exact.WEIGHT_STEPS * ACTIVATION_STEPS))
-
-    def __call__(self, t: Tensor) -> Tensor:
-        t = t.permute(0, 3, 1, 2)
-        return exact.exact_conv2d(t, self.weight, self.bias, self.padding).permute(0, 2, 3, 1)
-
-
-def _at_taps(weight: Tensor, taps: list[tuple[int, int]]) -> Tensor:
-    """[out,in,k,k] -> [out,taps*in], for what `around` gathers."""
-    middle = weight.shape[2] // 2
-    return torch.cat([weight[:, :, middle + r, middle + c] for r, c in taps], 1)
 
 
 class _Linear:
@@ -222,18 +163,10 @@ class Inference:
         names = ("hyper", "expand", "features", "first", "join", "second")
         self.means = {name: _Layer.of(getattr(means, name), dtype) for name in names}
         self.mean_groups = [[_Layer.of(one, dtype) for one in (g.context, g.join, g.last)] for g in means.groups]
-        self.means["context"] = _Layer(_at_taps(means.context.weight, taps_of(3)), means.context.bias, dtype)
+        self.means["context"] = _Layer(at_taps(means.context.weight, taps_of(3)), means.context.bias, dtype)
         self.near = torch.stack([means.linear[:, 0, 1 + r, 1 + c] for r, c in taps_of(3)])  # [4, first group]
 
-        net = model.indices
-        self.exact = {name: _Exact(layer) for name, layer in net.named_children() if name != "groups"}
-        self.exact_groups = [[_Exact(one) for one in (g.context, g.join, g.last)] for g in net.groups]
-        self.loudness = loudness(torch.arange(1024, device=self.device)) if model.config.groups else None
-        # Odd cells, whose symbols are not known yet, pass on what `magnitude` makes of nothing.
-        idle = quantise_activation(self.exact["magnitude"].bias)
-        every = self.exact["neighbours"]
-        self.idle = torch.einsum("ockl,c->okl", every.weight.double(), idle.double()).float()[:, None].contiguous()
-        self.exact["neighbours"] = _Exact(net.neighbours, taps_of(5))
+        self.indices = indices_of(model)
 
     # -- transforms
 
@@ -272,7 +205,7 @@ class Inference:
         """Hyper-latent [B,hz,wz,hyper] -> features [B,..,..,m]. place: rows and columns of the latent over it to work
         on; inner: those of them to keep, one cell or more inside where the latent goes on."""
         layer = self.means
-        t = _shuffle4(layer["expand"](layer["hyper"].leaky(z)), place)
+        t = shuffle4(layer["expand"](layer["hyper"].leaky(z)), place)
         return layer["features"].leaky(F.leaky_relu(t, SLOPE, inplace=True))[:, *inner]
 
     def mean_first(self, features: Tensor) -> Tensor:
@@ -297,54 +230,6 @@ class Inference:
         seen = context.leaky(_asinh(values))
         return _limited(last(join.leaky(torch.cat((features, seen), -1))))
 
-    # -- indices: exact
-
-    def index_features(self, z: Tensor, levels: Tensor, place: tuple[slice, slice], inner: tuple[slice, slice]):
-        """As mean_features, for the scale bins: multiples of 1/16."""
-        layer = self.exact
-        plane = torch.floor(levels.float() * ACTIVATION_MAX / LEVELS) / ACTIVATION_STEPS
-        plane = plane[:, None, None, None].expand(*z.shape[:3], 1)
-        t = layer["expand"](quantise_activation(layer["hyper"](torch.cat((z * 0.5, plane), -1))))
-        return quantise_activation(layer["features"](quantise_activation(_shuffle4(t, place)))[:, *inner])
-
-    def bins_first(self, features: Tensor) -> Tensor:
-        """Features of even cells -> their bins, uint8; packed."""
-        return _bins(self.exact["first"](features))
-
-    def bins_second(self, features: Tensor, symbols: Tensor, inner: tuple[int, int, int, int]) -> Tensor:
-        """Features of odd cells, packed; symbols [B,h,w,first group] of their surroundings, two cells or up to the
-        edge, of which the even cells count; inner: where among them, packed, the odd cells stand -> their bins, uint8,
-        packed.
-        """
-        layer = self.exact
-        batch, height, width, _ = symbols.shape
-        seen = quantise_activation(layer["magnitude"](self._seen(pack(symbols, EVEN))))
-        if height % 2:  # beyond the edge nothing is passed on; the even cells that an odd edge adds lie in odd rows
-            seen[1::2, -1] = 0
-        if width % 2:
-            seen[1::2, :, -1] = 0
-        seen = layer["neighbours"](around(seen, taps_of(5), inner).flatten(3))
-        idle = ~self.model.anchors(height, width, symbols.device)[None, None]
-        idle = exact.exact_conv2d(idle.float(), self.idle, torch.zeros_like(self.idle[:, 0, 0, 0]), 2)
-        top, bottom, left, right = inner
-        idle = pack(idle.permute(0, 2, 3, 1), ODD)[:, top:bottom, left:right]
-        seen = quantise_activation(seen + idle.repeat(batch, 1, 1, 1))
-        t = quantise_activation(layer["join"](torch.cat((features, seen), -1)))
-        return _bins(layer["second"](t))
-
-    def bins_group(self, number: int, features: Tensor, symbols: Tensor) -> Tensor:
-        """Features [B,h,w,n]; symbols of the channels before group `number` (1..) -> the group's bins, uint8."""
-        context, join, last = self.exact_groups[number - 1]
-        seen = quantise_activation(context(self._seen(symbols)))
-        return _bins(last(quantise_activation(join(torch.cat((features, seen), -1)))))
-
-    def _seen(self, symbols: Tensor) -> Tensor:
-        """What the exact network sees of symbols, int16; see model.loudness."""
-        magnitude = symbols.abs()
-        if self.loudness is None:
-            return magnitude.clamp_(max=ACTIVATION_MAX // ACTIVATION_STEPS).float()
-        return self.loudness[magnitude.clamp_(max=len(self.loudness) - 1).int()]
-
 
 def _of_parts(weight: Tensor) -> Tensor:
     """A 1x1 kernel that reads pixel_unshuffle's order (channel, part) -> [out,in] for _to_cells' (part, channel)."""
@@ -356,19 +241,8 @@ def _asinh(t: Tensor) -> Tensor:
     return t.square().add_(1.0).sqrt_().add_(t.abs()).log_().copysign_(t)
 
 
-def _shuffle4(t: Tensor, place: tuple[slice, slice]) -> Tensor:
-    """[B,h,w,16C] (channel, row, column) -> rows and columns `place` of [B,4h,4w,C]."""
-    t = F.pixel_shuffle(t.permute(0, 3, 1, 2), 4)[:, :, *place]
-    return t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-
-
 def _limited(t: Tensor) -> Tensor:
     return t.float().div_(MEAN_LIMIT).tanh_().mul_(MEAN_LIMIT)
-
-
-def _bins(t: Tensor) -> Tensor:
-    """Output of a last exact layer -> bin."""
-    return t.mul_(4.0).add_(0.5).floor_().clamp_(0.0, BINS - 1.0).to(torch.uint8)
 
 
 def inference_of(model: NightCodec) -> Inference:

@@ -93,21 +93,27 @@ def stopwatches(model, spent: dict):
     import torch
 
     from codec import coder, entropy
-    from codec.inference import Inference
+    from codec.inference import Inference, inference_of
+
+    indices = type(inference_of(model).indices)
 
     places = {
         (Inference, "analysis"): "analysis",
         (Inference, "hyper_analysis"): "hyper and quantise",
         (type(model), "round"): "hyper and quantise",
-        (Inference, "index_features"): "indices",
-        (Inference, "bins_first"): "indices",
-        (Inference, "bins_second"): "indices",
+        (indices, "index_features"): "indices",
+        (indices, "bins_first"): "indices",
+        (indices, "bins_second"): "indices",
+        (indices, "bins_group"): "indices",
         (Inference, "mean_features"): "means",
         (Inference, "mean_first"): "means",
         (Inference, "mean_second"): "means",
+        (Inference, "mean_group"): "means",
         (Inference, "synthesis"): "synthesis",
         (coder, "_cells_of"): "pixels",
         (coder, "_gather"): "pixels",
+        (coder, "_gather_halves"): "pixels",
+        (coder, "_settle"): "hyper and quantise",
         (entropy, "encode"): "entropy encode",
         (entropy, "checksum"): "checksum",
         (entropy.Decoder, "read"): "entropy decode",

@@ -35,7 +35,8 @@ WAYS = {
     "batch of 8, 2 threads": {"batch": 8, "threads": 2},
     "oneDNN at AVX2": {"env": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}},
     "oneDNN at SSE4.1": {"env": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}},
-    "float64": {"float64": True},
+    "indices in float32": {"integers": False},
+    "float64": {"float64": True, "integers": False},
     "bfloat16 transforms": {"precision": "bfloat16"},
     "whole picture, no windows": {"whole": True},
     "CUDA": {"device": "cuda"},
@@ -83,7 +84,7 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
     """In the process of that way: hash of all indices, counts, and the pixels' hash and values."""
     import torch
 
-    from codec import coder, exact
+    from codec import coder, exact, indices
     from codec.coder import decode_batch
 
     torch.set_num_threads(way.get("threads", 1))
@@ -97,6 +98,8 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
     device = way.get("device", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         return {"absent": True}
+    if not way.get("integers", True):
+        indices.wanted = lambda: False
     model = coder.get_model(model_path, device=device, precision=way.get("precision", "float32"))
     if way.get("channels_last"):
         model = model.to(memory_format=torch.channels_last)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from codec.inference import EVEN, ODD, Inference, around, inference_of, pack, taps_of, unpack
+from codec import indices as exact_indices
+from codec.indices import FloatIndices, IntegerIndices, indices_of
+from codec.inference import Inference, inference_of
+from codec.packed import EVEN, ODD, around, pack, taps_of, unpack
 from codec.winograd import Convolution3x3
 
 
@@ -60,11 +63,13 @@ def test_analysis_and_synthesis(model):
     assert torch.allclose(shown, model.synthesis(y, levels), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [FloatIndices, IntegerIndices])
 @pytest.mark.parametrize("size", [(96, 80), (16, 16), (112, 144)])
-def test_symbols(model, size):
+def test_symbols(model, size, kind):
     """Hyper-analysis, means and bins on one window that is the whole latent, of even and odd sides."""
     levels = torch.tensor([640])
     inference = inference_of(model)
+    indices = kind(model)
     scaled = model.scale(model.analysis(picture(*size)), levels)
     height, width = scaled.shape[2:]
     z = model.hyper_analysis(scaled, levels)
@@ -77,17 +82,20 @@ def test_symbols(model, size):
     first_group, *later = model.config.slices
     symbols = everything[:, first_group] * anchors
 
-    features = inference.index_features(last(z), levels, place, place)
-    assert torch.equal(first(features), model.index_features(z, levels, height, width))
+    features = indices.index_features(last(z), levels, place, place)
+    if kind is FloatIndices:
+        assert torch.equal(first(features), model.index_features(z, levels, height, width))
+    else:
+        assert torch.equal((first(features).float() + 128) / 16, model.index_features(z, levels, height, width))
     bins = torch.zeros(1, height, width, symbols.shape[1], dtype=torch.uint8)
-    unpack(inference.bins_first(pack(features, EVEN)), EVEN, bins)
-    unpack(inference.bins_second(pack(features, ODD), last(symbols).to(torch.int16), inner), ODD, bins)
+    unpack(indices.bins_first(pack(features, EVEN)), EVEN, bins)
+    unpack(indices.bins_second(pack(features, ODD), last(symbols).to(torch.int16), inner), ODD, bins)
     of_model = model.index_features(z, levels, height, width)
     expected = torch.where(anchors, model.bins_first(of_model), model.bins_second(of_model, symbols))
     assert torch.equal(first(bins).float(), expected)
     for number, part in enumerate(later, 1):
         before = everything[:, : part.start]
-        bins = inference.bins_group(number, features, last(before).to(torch.int16))
+        bins = indices.bins_group(number, features, last(before).to(torch.int16))
         assert torch.equal(first(bins).float(), model.bins_group(number, of_model, before))
 
     features = inference.mean_features(last(z), place, place)
@@ -102,6 +110,18 @@ def test_symbols(model, size):
         before = everything[:, : part.start]
         expected = model.mean_group(number, of_model, before)
         assert torch.allclose(first(inference.mean_group(number, features, last(before))), expected, atol=1e-3)
+
+
+def test_integers_are_taken_only_where_they_hold(model, monkeypatch):
+    monkeypatch.setattr(exact_indices, "wanted", lambda: True)
+    assert isinstance(indices_of(model), IntegerIndices)
+    plain = torch._int_mm
+
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: plain(a, b).clamp(-(2**15), 2**15 - 1))  # sums that saturate
+    assert isinstance(indices_of(model), FloatIndices)
+    monkeypatch.setattr(torch, "_int_mm", plain)
+    monkeypatch.setattr(exact_indices, "wanted", lambda: False)
+    assert isinstance(indices_of(model), FloatIndices)
 
 
 def test_bfloat16_stays_near(model):
