@@ -92,7 +92,7 @@ def stopwatches(model, spent: dict):
     """Adds up the time inside the networks' and the entropy coder's functions while it is open."""
     import torch
 
-    from codec import coder, entropy
+    from codec import entropy, latents
     from codec.inference import Inference, inference_of
 
     indices = type(inference_of(model).indices)
@@ -110,10 +110,10 @@ def stopwatches(model, spent: dict):
         (Inference, "mean_second"): "means",
         (Inference, "mean_group"): "means",
         (Inference, "synthesis"): "synthesis",
-        (coder, "_cells_of"): "pixels",
-        (coder, "_gather"): "pixels",
-        (coder, "_gather_halves"): "pixels",
-        (coder, "_settle"): "hyper and quantise",
+        (latents, "_cells_of"): "pixels",
+        (latents, "_gather"): "pixels",
+        (latents, "_gather_halves"): "pixels",
+        (latents, "_settle"): "hyper and quantise",
         (entropy, "encode"): "entropy encode",
         (entropy, "checksum"): "checksum",
         (entropy.Decoder, "read"): "entropy decode",

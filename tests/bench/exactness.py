@@ -84,7 +84,7 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
     """In the process of that way: hash of all indices, counts, and the pixels' hash and values."""
     import torch
 
-    from codec import coder, exact, indices
+    from codec import coder, exact, indices, windows
     from codec.coder import decode_batch
 
     torch.set_num_threads(way.get("threads", 1))
@@ -111,7 +111,7 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
 
         exact.exact_conv2d = doubled
     if way.get("whole"):
-        coder._Window.grown = lambda self, halo: coder._Window(0, self.grid[0], 0, self.grid[1], self.grid)
+        windows.Window.grown = lambda self, halo: windows.Window(0, self.grid[0], 0, self.grid[1], self.grid)
     counts = {"indices": 0, "symbols": 0}
     digest = hashlib.sha256()
     read = coder.entropy.Decoder.read

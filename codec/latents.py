@@ -1,0 +1,431 @@
+"""From pixels to quantised latents and back, window by window: analysis, the passes, refinement, rendering.
+
+Rows of windows ("bands") pass through the steps one behind the other, since the second pass looks at the first pass's
+symbols two cells around, and synthesis at everything some cells around. The later groups' passes look at their own cell
+alone and follow at once. Networks are inference.py's; streams and files are coder.py's.
+
+Symbols in a window's halo are always those that are coded, never recomputed ones: two windows that disagreed about
+one rounding would code with different tables than the decoder finds.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numba
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codec.inference import Inference, inference_of
+from codec.model import STEP, Z_MAX, NightCodec, at_level, lambda_of
+from codec.packed import EVEN, ODD, pack, unpack
+from codec.windows import Bands, Grid, Window
+
+LARGE = 1 << 25  # pixels above which y is kept in half precision (rounding far below any quantisation step)
+
+
+@numba.njit(cache=True, nogil=True)
+def _spread(pixels, cells):
+    """uint8 [height,width,C], C 1..4 -> float32 [h,w,768], less 127.5, in inference.py's order: colours of 16x16 pixels
+    each, repeated beyond the right and bottom edge."""
+    height, width, channels = pixels.shape
+    for r in range(cells.shape[0]):
+        for k in range(cells.shape[1]):
+            for part in range(4):
+                top, left = 16 * r + part // 2 * 8, 16 * k + part % 2 * 8
+                for c in range(3):
+                    colour = c if channels >= 3 else 0
+                    for y in range(8):
+                        row, at = min(top + y, height - 1), 192 * part + 64 * c + 8 * y
+                        for x in range(8):
+                            sample = pixels[row, min(left + x, width - 1), colour]
+                            cells[r, k, at + x] = np.float32(sample) - np.float32(127.5)
+
+
+@numba.njit(cache=True, nogil=True)
+def _paint(sums, upper, first, pixels, grey):
+    """8x8 pixels from float32 [192] (colour, row, column), less 127.5, to their place in [height,width,C]."""
+    height, width, channels = pixels.shape
+    half, black, white, third = np.float32(127.5), np.float32(0), np.float32(255), np.float32(1 / 3)
+    block = np.empty(192, np.uint8)
+    if grey:
+        for i in range(64):
+            mean = (sums[i] + sums[64 + i] + sums[128 + i]) * third
+            block[i] = np.int32(np.rint(min(max(mean + half, black), white)))
+    else:
+        for i in range(192):
+            block[i] = np.int32(np.rint(min(max(sums[i] + half, black), white)))
+    for y in range(min(8, height - upper)):
+        for x in range(min(8, width - first)):
+            at = 8 * y + x
+            pixels[upper + y, first + x, 0] = block[at]
+            if channels >= 3:
+                pixels[upper + y, first + x, 1] = block[at if grey else 64 + at]
+                pixels[upper + y, first + x, 2] = block[at if grey else 128 + at]
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(linear, added, top, left, pixels, grey):
+    """What Inference.synthesis gives for a window, [h,w,768] and [2h,2w,192] -> the first channels of uint8
+    [height,width,C], from the cell (top, left) on; with `grey` all from the colours' mean."""
+    sums = np.empty(192, np.float32)
+    for upper in range(0, pixels.shape[0], 8):
+        for first in range(0, pixels.shape[1], 8):
+            part = 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
+            base = linear[top + upper // 16, left + first // 16, part : part + 192]
+            more = added[2 * top + upper // 8, 2 * left + first // 8]
+            for i in range(192):
+                sums[i] = base[i] + more[i]
+            _paint(sums, upper, first, pixels, grey)
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather_halves(linear, rest, added, top, left, pixels, grey):
+    """As _gather, where a second part of the linear picture and `added` are bfloat16, given as uint16: the upper halves
+    of float32."""
+    sums = np.empty(192, np.float32)
+    bits = np.empty(384, np.uint32)
+    values = bits.view(np.float32)
+    for upper in range(0, pixels.shape[0], 8):
+        for first in range(0, pixels.shape[1], 8):
+            r, k, part = top + upper // 16, left + first // 16, 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
+            base, second = linear[r, k, part : part + 192], rest[r, k, part : part + 192]
+            more = added[2 * top + upper // 8, 2 * left + first // 8]
+            for i in range(192):
+                bits[i] = np.uint32(second[i]) << np.uint32(16)
+                bits[192 + i] = np.uint32(more[i]) << np.uint32(16)
+            for i in range(192):
+                sums[i] = base[i] + values[i] + values[192 + i]
+            _paint(sums, upper, first, pixels, grey)
+
+
+@numba.njit(cache=True, nogil=True)
+def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
+    """A later group's pass in one go, as NightCodec.round has it: y, mean, index [h,w,C], gain [C] -> symbols, indices
+    [C,h,w] and values [h,w,C] in place."""
+    height, width, channels = mean.shape
+    most = thresholds.shape[1] - 1
+    for r in range(height):
+        for k in range(width):
+            for c in range(channels):
+                bin_, middle, symbol = index[r, k, c], mean[r, k, c], np.float32(0)
+                if bin_ > 0:
+                    residual = y[r, k, c] * gain[c] - middle
+                    magnitude = abs(residual)
+                    symbol = min(np.rint(magnitude), np.float32(32767))
+                    if symbol <= most and magnitude < thresholds[bin_, int(symbol)]:
+                        symbol -= np.float32(1)
+                    if residual < 0:
+                        symbol = -symbol
+                symbols[c, r, k] = np.int16(symbol)
+                indices[c, r, k] = bin_
+                values[r, k, c] = symbol + middle
+
+
+@numba.njit(cache=True, nogil=True)
+def _value(symbols, mean, values):
+    """symbols [C,h,w] + mean [h,w,C] -> values [h,w,C] in place."""
+    height, width, channels = mean.shape
+    for r in range(height):
+        for k in range(width):
+            for c in range(channels):
+                values[r, k, c] = np.float32(symbols[c, r, k]) + mean[r, k, c]
+
+
+def _cells_of(images: list[Image.Image], window: Window, device) -> Tensor:
+    """float32 [B,h,w,768]: the pictures' pixels in the window's cells, as _spread orders them."""
+    left, top = window.left * 16, window.top * 16
+    x = torch.empty(len(images), *window.shape, 768)
+    for item, image in enumerate(images):
+        inside = (left, top, min(window.right * 16, image.width), min(window.bottom * 16, image.height))
+        pixels = np.asarray(image if inside == (0, 0, *image.size) else image.crop(inside))
+        _spread(pixels if pixels.ndim == 3 else pixels[:, :, None], x[item].numpy())
+    return x.to(device)
+
+
+def analyse(model: NightCodec, images: list[Image.Image], grid: Grid) -> Bands:
+    """Pictures of one grid -> y [B,h,w,latent]."""
+    device, inference = model.log_gain.device, inference_of(model)
+    large = grid.height * grid.width * 256 > LARGE
+    halo = -(-model.analysis_halo // 16)
+    y = Bands(grid.rows)
+    for band in range(grid.bands):
+        pieces = []
+        for window in grid.windows(band):
+            outer = window.grown(halo)
+            piece = inference.analysis(_cells_of(images, outer, device))[:, *window.within(outer)]
+            pieces.append(piece.half().cpu() if large else piece)
+        y.parts[band] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+    return y
+
+
+def factors(knots: Tensor, levels: Tensor) -> Tensor:
+    """[KNOTS,C] at levels [B] -> factors [B,1,1,C]."""
+    return torch.exp(at_level(knots, levels)).permute(0, 2, 3, 1)
+
+
+def _hyper(model: NightCodec, y: Bands, levels: Tensor, grid: Grid) -> Tensor:
+    """z, rounded [B,ceil(h/4),ceil(w/4),hyper], float on the model's device."""
+    device, gain = model.log_gain.device, factors(model.log_gain, levels)
+    rows = []
+    for band in range(grid.bands):
+        pieces = []
+        for window in grid.windows(band):
+            outer = window.grown(4)
+            scaled = y.window(*outer.box).to(device) * gain
+            z = inference_of(model).hyper_analysis(scaled, levels)
+            top, left = (window.top - outer.top) // 4, (window.left - outer.left) // 4
+            height, width = (-(-n // 4) for n in window.shape)
+            pieces.append(z[:, top : top + height, left : left + width])
+        rows.append(torch.cat(pieces, 2))
+    return torch.round(torch.cat(rows, 1)).clamp(-Z_MAX, Z_MAX)
+
+
+@dataclasses.dataclass
+class Latents:
+    """Pictures of one grid between pixels and bytes. Logically [B,h,w,latent]; `symbols` and `index` lie on the CPU in
+    the entropy coder's order, channel by channel."""
+
+    grid: Grid
+    levels: Tensor  # [B], on the model's device
+    z: Tensor  # float, integer-valued [B,hz,wz,hyper], on the model's device
+    symbols: Bands  # int16
+    index: Bands  # uint8
+    values: Bands  # float32, on the model's device: symbols + means, in quantisation steps
+
+    @classmethod
+    def empty(cls, grid: Grid, levels: Tensor, z: Tensor) -> "Latents":
+        return cls(grid, levels, z, Bands(grid.rows), Bands(grid.rows), Bands(grid.rows))
+
+    def open_band(self, model: NightCodec, band: int) -> None:
+        rows, width, latent = self.grid.rows[band + 1] - self.grid.rows[band], self.grid.width, model.config.latent
+        shape = (len(self.levels), latent, rows, width)
+        self.symbols.parts[band] = torch.zeros(shape, dtype=torch.int16).permute(0, 2, 3, 1)
+        self.index.parts[band] = torch.zeros(shape, dtype=torch.uint8).permute(0, 2, 3, 1)
+        self.open_values(model, band)
+
+    def open_values(self, model: NightCodec, band: int) -> None:
+        rows, width, latent = self.grid.rows[band + 1] - self.grid.rows[band], self.grid.width, model.config.latent
+        self.values.parts[band] = torch.zeros(len(self.levels), rows, width, latent, device=model.log_gain.device)
+
+    def arrays(self, band: int) -> tuple[np.ndarray, np.ndarray]:
+        """(symbols, index) of a band as the entropy coder takes them: [B,latent,rows,w]."""
+        return tuple(part.parts[band].permute(0, 3, 1, 2).numpy() for part in (self.symbols, self.index))
+
+
+def put(bands: Bands, band: int, window: Window, channels: slice, packed: Tensor, parity: int) -> None:
+    """Cells of one parity, packed, to their places in a band."""
+    target = bands.parts[band]
+    unpack(packed.to(target.dtype).to(target.device), parity, target[:, :, window.left : window.right, channels])
+
+
+def fill(bands: Bands, band: int, window: Window, channels: slice, part: Tensor) -> None:
+    """All cells of a window, [B,h,w,..], to their places in a band."""
+    bands.parts[band][:, :, window.left : window.right, channels].copy_(part)
+
+
+def features_of(inference: Inference, latents: Latents, window: Window) -> tuple[Tensor, Tensor]:
+    """What z says of a window's cells [B,h,w,..]: features of the index network and of the mean network."""
+    outer, near = window.grown(inference.model.latent_halo), window.grown(2)
+    z, place, inner = outer.z_of(latents.z), near.within(outer), window.within(near)
+    return inference.indices.index_features(z, latents.levels, place, inner), inference.mean_features(z, place, inner)
+
+
+def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid) -> Latents:
+    """y -> all symbols and their tables; the values too, unless the picture is large."""
+    device, inference, gain = model.log_gain.device, inference_of(model), factors(model.log_gain, levels)
+    large = grid.height * grid.width * 256 > LARGE
+    latents = Latents.empty(grid, levels, _hyper(model, y, levels, grid))
+    features = {}  # of two bands at most, from the first pass for the others
+    first, *later = model.config.slices
+
+    def settle(band: int, window: Window, parity: int, index: Tensor, mean: Tensor) -> None:
+        scaled = pack(y.window(*window.box)[..., first].to(device) * gain[..., first], parity)
+        symbols = model.round(scaled - mean, index) * (index > 0)
+        for bands, packed in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
+            put(bands, band, window, first, packed, parity)
+
+    for step in range(grid.bands + 1):
+        if step < grid.bands:
+            latents.open_band(model, step)
+            for window in grid.windows(step):
+                of_index, of_mean = features[window] = features_of(inference, latents, window)
+                index = inference.indices.bins_first(pack(of_index, EVEN))
+                mean = inference.mean_first(pack(of_mean, EVEN))
+                settle(step, window, EVEN, index, mean)
+        if step > 0:
+            for window in grid.windows(step - 1):
+                of_index, of_mean = features.pop(window)
+                settle(step - 1, window, ODD, *second_pass(inference, latents, window, of_index, of_mean))
+                for number, channels in enumerate(later, 1):
+                    index, mean = later_pass(inference, latents, window, number, of_index, of_mean)
+                    part = y.window(*window.box)[..., channels].to(device).float()
+                    _settle_group(model, latents, step - 1, window, channels, part, gain[..., channels], index, mean)
+        if large and step > 1:
+            latents.values.parts[step - 2] = None
+    return latents
+
+
+def _settle_group(
+    model: NightCodec, latents: Latents, band: int, window: Window, channels: slice, y: Tensor, gain: Tensor,
+    index: Tensor, mean: Tensor,
+) -> None:  # fmt: skip
+    """Symbols of a later group's channels in a window from y [B,h,w,..], with their bins and values into the band."""
+    if y.is_cuda:
+        symbols = model.round(y * gain - mean, index) * (index > 0)
+        for bands, part in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
+            fill(bands, band, window, channels, part)
+        return
+    rows = slice(0, window.bottom - window.top), slice(window.left, window.right)
+    symbols, indices = (array[:, channels, *rows] for array in latents.arrays(band))
+    values = latents.values.parts[band].numpy()[:, *rows, channels]
+    knots, thresholds = gain.flatten(1).numpy(), model.thresholds.numpy()
+    for item in range(len(y)):
+        _settle(
+            y[item].numpy(), knots[item], mean[item].numpy(), index[item].numpy(), thresholds, symbols[item],
+            indices[item], values[item],
+        )  # fmt: skip
+
+
+def second_pass(inference: Inference, latents: Latents, window: Window, of_index: Tensor, of_mean: Tensor):
+    """(bins, means) of the first group in a window's odd cells, packed, from the window's features and the even cells
+    around."""
+    outer, first = window.grown(2), inference.model.config.slices[0]
+    inner = window.packed_within(outer)
+    symbols = latents.symbols.window(*outer.box)[..., first].to(of_index.device)
+    index = inference.indices.bins_second(pack(of_index, ODD), symbols, inner)
+    return index, _mean_second(inference, latents, window, of_mean)
+
+
+def _mean_second(inference: Inference, latents: Latents, window: Window, of_mean: Tensor) -> Tensor:
+    outer, first = window.grown(2), inference.model.config.slices[0]
+    values = pack(latents.values.window(*outer.box)[..., first], EVEN)
+    return inference.mean_second(pack(of_mean, ODD), values, window.packed_within(outer))
+
+
+def later_pass(inference: Inference, latents: Latents, window: Window, number: int, of_index: Tensor, of_mean: Tensor):
+    """(bins, means) of group `number` (1..) in a window's cells, from the groups before it there."""
+    before = slice(0, inference.model.config.slices[number].start)
+    symbols = latents.symbols.window(*window.box)[..., before].to(of_index.device)
+    index = inference.indices.bins_group(number, of_index, symbols)
+    return index, inference.mean_group(number, of_mean, latents.values.window(*window.box)[..., before])
+
+
+def revalue(model: NightCodec, latents: Latents) -> Iterator[int]:
+    """The values again from the symbols; yields each band when it and the next one have theirs."""
+    inference, bands = inference_of(model), latents.grid.bands
+    features = {}
+    for step in range(bands + 2):
+        if step < bands:
+            latents.open_values(model, step)
+            for window in latents.grid.windows(step):
+                _, of_mean = features_of(inference, latents, window)
+                features[window] = of_mean
+                add_mean(latents, step, window, inference.mean_first(pack(of_mean, EVEN)), EVEN)
+        if 0 <= step - 1 < bands:
+            for window in latents.grid.windows(step - 1):
+                of_mean = features.pop(window)
+                add_mean(latents, step - 1, window, _mean_second(inference, latents, window, of_mean), ODD)
+                for number, channels in enumerate(model.config.slices[1:], 1):
+                    before = latents.values.window(*window.box)[..., : channels.start]
+                    add_group_mean(latents, step - 1, window, channels, inference.mean_group(number, of_mean, before))
+        if step > 1:
+            yield step - 2
+            if step > 2:
+                latents.values.parts[step - 3] = None
+
+
+HALF_STEP = 0.5  # share of the way to its better value that a refined latent goes at a time; measured best
+
+
+def refined(
+    model: NightCodec, pictures: list[tuple[Image.Image, bool]], y: Bands, latents: Latents
+) -> Bands:
+    """y moved to where the decoder, as it is, would come nearer to the pictures: what to quantise next.
+
+    pictures: (image, whether it is decoded as grey). A step of Newton's method on lambda times the squared error, with
+    the gradient of the decoder itself at the values that `latents` codes and with the curvature that an orthonormal
+    transform has, 2 STEP^2 / 3 per squared quantisation step; the rate is left to `round`. Campos et al. 2019 found
+    such latents by many steps of gradient descent; one to three of these bring most of it.
+    """
+    device, grid, levels = model.log_gain.device, latents.grid, latents.levels
+    gain, back = factors(model.log_gain, levels), factors(model.log_inverse_gain, levels)
+    weight = (255.0**2 / 3) * lambda_of(levels.float())[:, None, None, None]
+    curvature = 2 * STEP**2 / 3
+    known = all(part is not None for part in latents.values.parts)
+    better = Bands(grid.rows)
+    for band in range(grid.bands) if known else revalue(model, latents):
+        pieces = []
+        for window in grid.windows(band):
+            outer = window.grown(model.synthesis_halo)
+            x = torch.from_numpy(np.stack([_pixels_of(image, outer) for image, _ in pictures])).to(device)
+            x = x.permute(0, 3, 1, 2).float() / 255.0
+            with torch.inference_mode(False), torch.enable_grad():
+                values = latents.values.window(*outer.box).clone().requires_grad_()
+                shown = model.synthesis((values * back.clone()).permute(0, 3, 1, 2), levels.clone())
+                shown = shown[:, :, : x.shape[2], : x.shape[3]]
+                grey = [number for number, (_, colourless) in enumerate(pictures) if colourless]
+                if grey:
+                    shown = shown.clone()
+                    shown[grey] = shown[grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
+                (gradient,) = torch.autograd.grad(((shown - x.clone()).square() * weight.clone()).sum(), values)
+            inner = window.within(outer)
+            old = y.window(*window.box).to(device).float()
+            target = (values.detach() - gradient / curvature)[:, *inner]
+            moved = old + HALF_STEP * (target / gain - old)
+            pieces.append(moved.to(y.parts[band].dtype).to(y.parts[band].device))
+        better.parts[band] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+    return better
+
+
+def _pixels_of(image: Image.Image, window: Window) -> np.ndarray:
+    """uint8 [up to 16h, up to 16w,3]: what lies of a picture in the window's cells, without alpha, grey three times."""
+    part = image.crop(
+        (16 * window.left, 16 * window.top, min(16 * window.right, image.width), min(16 * window.bottom, image.height))
+    )
+    pixels = np.asarray(part)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
+
+
+def add_mean(latents: Latents, band: int, window: Window, mean: Tensor, parity: int) -> None:
+    """values = symbols + mean in the first group at a window's cells of one parity."""
+    first = slice(0, mean.shape[-1])
+    symbols = pack(latents.symbols.window(*window.box)[..., first], parity).to(mean.device)
+    put(latents.values, band, window, first, mean + symbols, parity)
+
+
+def add_group_mean(latents: Latents, band: int, window: Window, channels: slice, mean: Tensor) -> None:
+    """values = symbols + mean in a later group's channels."""
+    if mean.is_cuda:
+        symbols = latents.symbols.window(*window.box)[..., channels].to(mean.device)
+        fill(latents.values, band, window, channels, mean + symbols)
+        return
+    rows = slice(0, window.bottom - window.top), slice(window.left, window.right)
+    symbols = latents.symbols.parts[band].permute(0, 3, 1, 2).numpy()[:, channels, *rows]
+    values = latents.values.parts[band].numpy()[:, *rows, channels]
+    for item in range(len(mean)):
+        _value(symbols[item], mean[item].numpy(), values[item])
+
+
+def render(model: NightCodec, latents: Latents, band: int) -> Iterator[tuple[Window, Callable]]:
+    """The windows of a band whose values and whose neighbours' are there. With each comes paint(item, pixels, grey),
+    which fills uint8 [up to 16h, up to 16w,C] with the decoded picture `item`."""
+    gain = factors(model.log_inverse_gain, latents.levels)
+    for window in latents.grid.windows(band):
+        outer = window.grown(model.synthesis_halo)
+        y_hat = latents.values.window(*outer.box) * gain
+        parts = inference_of(model).synthesis(y_hat, latents.levels)
+        if len(parts) == 3 and not parts[0].is_cuda:
+            gather = _gather_halves
+            parts = [parts[0].numpy(), *(part.view(torch.int16).numpy().view(np.uint16) for part in parts[1:])]
+        else:
+            gather = _gather
+            parts = [part.float().cpu().numpy() for part in (sum(parts[1:-1], parts[0]), parts[-1])]
+
+        def paint(item: int, pixels: np.ndarray, grey: bool, window=window, outer=outer, gather=gather, parts=parts):
+            place = window.top - outer.top, window.left - outer.left
+            gather(*(part[item] for part in parts), *place, pixels, grey)
+
+        yield window, paint
