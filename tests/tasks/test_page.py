@@ -163,7 +163,8 @@ def test_pictures_come_from_the_codec_s_own_bitstreams(tmp_path):
     from codec.model import Config, NightCodec, model_id, save_model
 
     model = tmp_path / "small.safetensors"
-    save_model(NightCodec(Config(channels=16, latent=48, hyper=8, encoder_blocks=1, decoder_blocks=1)), model)
+    sizes = dict(channels=16, latent=48, hyper=8, encoder_blocks=1, decoder_blocks=1, groups=(8, 40))
+    save_model(NightCodec(Config(**sizes)), model)
     image, source, dest = photo(3), Box("s3://photos"), Box("s3://photos-pressed")
     source.objects["a.png"] = codec.picture_bytes(codec.picture_from_image(image))
     bits = dest.objects["objects/a.npi"] = codec.encode(image, 60, model=model)
