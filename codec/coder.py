@@ -347,8 +347,8 @@ def encode(
 
     `image`: bytes of an image file, a PIL image, a uint8 array or a Picture. At most one of `quality` (0..100, default
     75), `target` ("psnr=38" or "ms-ssim=0.98") and `max_bytes`. `model`: see get_model. effort: how often (0..3) the
-    latent is improved with the decoder's own gradient before it is coded: 2 to 4 % fewer bytes for one and a half to
-    four times the time; decoding is the same.
+    latent is improved with the decoder's own gradient before it is coded: 1 to 2 % fewer bytes for two and a half to
+    six times the time; decoding is the same.
     Raises PictureError for what cannot be read or carried, CodecError for models, ValueError for wrong arguments.
     """
     if sum(option is not None for option in (quality, target, max_bytes)) > 1:

@@ -29,7 +29,7 @@ def register(subparsers) -> None:
     goal.add_argument("--max-bytes", metavar="N", type=int, help="at most so many bytes, at most 2 %% fewer")
     encode.add_argument(
         "--effort", metavar="N", type=int, choices=range(4), default=0,
-        help="0..3: fewer bytes for more time (about 3 %% for 2); decoding stays the same",
+        help="0..3: fewer bytes for more time (1 to 2 %% for 2); decoding stays the same",
     )  # fmt: skip
     encode.add_argument("--model", metavar="FILE|ID", help="the model to code with (default: the package's)")
     encode.add_argument("--max-pixels", metavar="N", type=int, default=200_000_000, help="refuse larger pictures")
