@@ -52,7 +52,8 @@ def test_training_learns_resumes_and_exports(folder, tmp_path):
     train([folder], tmp_path, minutes=0.3, **common)
     path = train([folder], tmp_path, minutes=0.2, resume=True, **common)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert len(lines) >= 2
+    assert len(lines) >= 4
+    assert lines[-1]["bpp"] < 0.9 * lines[0]["bpp"]
     assert all(np.isfinite(line["loss"]) for line in lines)
     model = load_model(path)
     assert model.config == SMALL and int(model.metadata["steps"]) >= lines[-1]["step"]
