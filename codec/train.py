@@ -39,6 +39,7 @@ from codec.optimiser import Optimiser
 from codec.splits import picture_files
 
 SYNTHETIC = 0.06  # share of samples that are rendered text and line art
+REDUCED = 0.35  # share of the others that are a larger piece made smaller: sharper than the pictures themselves
 
 
 def load_pictures(folders: list[Path], smallest: int) -> list[np.ndarray]:
@@ -109,7 +110,7 @@ def crop(pictures: list[np.ndarray], size: int, rng: random.Random) -> np.ndarra
     picture = rng.choice(pictures)
     height, width = picture.shape[:2]
     side = size
-    if rng.random() < 0.15 and min(height, width) > size:
+    if rng.random() < REDUCED and min(height, width) > size:
         side = rng.randint(size, min(height, width, size * 2))
     top, left = rng.randint(0, height - side), rng.randint(0, width - side)
     piece = picture[top : top + side, left : left + side]

@@ -160,6 +160,11 @@ def _enlarge(x: Tensor, phases: Tensor, scale: int) -> Tensor:
     return F.pixel_shuffle(F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), phases), scale)
 
 
+def identity_kernel(outputs: int, inputs: int) -> Tensor:
+    """[outputs, inputs, 3, 3]: a convolution that changes nothing where both are equal."""
+    return F.pad(torch.eye(outputs, inputs)[:, :, None, None], (1, 1, 1, 1))
+
+
 class MergingConv(nn.Module):
     """A 3x3 convolution that is trained as a sum (3x3 + 1x1 + 1x1-then-3x3 + identity; RepVGG, Ding et al.,
     2021; ECBSR, Zhang et al., 2021) and is one plain convolution to whoever runs it.
@@ -187,10 +192,10 @@ class MergingConv(nn.Module):
         if self.merged:
             return self.weight
         kernel = self.weight + torch.einsum("omyx,mi->oiyx", self.squeeze, self.expand)
-        centre = self.point
+        kernel = kernel + F.pad(self.point[:, :, None, None], (1, 1, 1, 1))
         if self.point.shape[0] == self.point.shape[1]:
-            centre = centre + torch.eye(centre.shape[0], device=centre.device)
-        return kernel + F.pad(centre[:, :, None, None], (1, 1, 1, 1))
+            kernel = kernel + identity_kernel(*self.point.shape).to(kernel)
+        return kernel
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.kernel(), self.bias, padding=1)

@@ -30,6 +30,7 @@ from tasks.restoration import noise_sigma
 from tasks.restoration_networks import (
     NETWORKS,
     NightUpscaler,
+    identity_kernel,
     load_network,
     macs_per_pixel,
     save_network,
@@ -459,16 +460,26 @@ class Tally:
 
 
 def take_over(network: torch.nn.Module, path: Path) -> int:
-    """Copy tensors of a weights file into `network` where name and shape agree; returns how many."""
+    """Copy tensors of a weights file into `network` where name and shape agree; returns how many.
+
+    Layers that an enlarger has beyond those of the file start as the identity (Chen et al., 2016), so that it does
+    what the file's does.
+    """
     source = load_network(path).network.state_dict()
     state = network.state_dict()
     same = {k: v for k, v in source.items() if k in state and v.shape == state[k].shape}
     state.update(same)
     network.load_state_dict(state)
-    for layer_name, layer in network.named_modules():
-        if hasattr(layer, "squeeze") and f"{layer_name}.weight" in same:
-            with torch.no_grad():  # the file's kernel is the sum: take the other branches out of it
+    with torch.no_grad():
+        for layer_name, layer in network.named_modules():
+            if hasattr(layer, "squeeze") and f"{layer_name}.weight" in same:
+                # the file's kernel is the sum: take the other branches out of it
                 layer.weight.sub_(layer.kernel() - layer.weight)
+        if isinstance(network, NightUpscaler):
+            for number, layer in enumerate(network.body):
+                if f"body.{number}.weight" not in same and f"body.{number}.weight" not in source:
+                    layer.weight.sub_(layer.kernel() - identity_kernel(*layer.weight.shape[:2]))
+                    network.slopes[number + 1].fill_(1.0)
     return len(same)
 
 

@@ -1,5 +1,6 @@
 """Networks and their way onto pictures: tiles against whole, merged kernels, files, memory, bad values, training."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -283,8 +284,11 @@ def test_start_takes_the_function_over(tmp_path):
     networks.save_network(source.merge(), "superres", "night", tmp_path / "s.safetensors")
     fresh = networks.NightUpscaler(source.config)
     training.take_over(fresh, tmp_path / "s.safetensors")
+    deeper = networks.NightUpscaler(dataclasses.replace(source.config, depth=source.config.depth + 2))
+    training.take_over(deeper, tmp_path / "s.safetensors")
     luma = torch.rand(1, 1, 20, 20)
-    torch.testing.assert_close(fresh(luma), source(luma), atol=2e-2, rtol=2e-2)
+    for network in (fresh, deeper):
+        torch.testing.assert_close(network(luma), source(luma), atol=2e-2, rtol=2e-2)
 
 
 def test_variants_are_named_in_errors():
