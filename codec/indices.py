@@ -16,6 +16,7 @@ from torch import Tensor
 
 from codec import exact
 from codec.exact import ACTIVATION_MAX, ACTIVATION_STEPS, WEIGHT_STEPS, ExactConv2d, quantise_activation
+from codec.loops import looked_up
 from codec.model import BINS, LEVELS, NightCodec, loudness
 from codec.packed import EVEN, ODD, around, at_taps, pack, shuffle4, taps_of
 
@@ -76,7 +77,9 @@ class FloatIndices:
         self.model = model
         self.layers = {name: _Layer(layer) for name, layer in net.named_children() if name != "groups"}
         self.groups = [[_Layer(one) for one in (g.context, g.join, g.last)] for g in net.groups]
-        self.loudness = loudness(torch.arange(1024, device=device)) if model.config.groups else None
+        self.loudness = loudness(torch.arange(1024, device=device))
+        if not model.config.groups:
+            self.loudness = torch.arange(1.0 + ACTIVATION_MAX // ACTIVATION_STEPS, device=device)
         # Odd cells, whose symbols are not known yet, pass on what `magnitude` makes of nothing.
         idle = quantise_activation(self.layers["magnitude"].bias)
         every = self.layers["neighbours"]
@@ -124,10 +127,7 @@ class FloatIndices:
 
     def _seen(self, symbols: Tensor) -> Tensor:
         """What the network sees of symbols, int16; see NightCodec.seen."""
-        magnitude = symbols.abs()
-        if self.loudness is None:
-            return magnitude.clamp_(max=ACTIVATION_MAX // ACTIVATION_STEPS).float()
-        return self.loudness[magnitude.clamp_(max=len(self.loudness) - 1).int()]
+        return looked_up(symbols, self.loudness)
 
 
 def beyond_edge(seen: Tensor, shape: torch.Size, nothing: int) -> None:
@@ -215,11 +215,7 @@ class IntegerIndices:
         names = ("expand", "features", "first", "magnitude", "neighbours", "join", "second")
         self.layers = {name: _Product(getattr(net, name), taps.get(name)) for name in names}
         self.groups = [[_Product(one) for one in (g.context, g.join, g.last)] for g in net.groups]
-        if model.config.groups:
-            loud = loudness(torch.arange(1024)) * ACTIVATION_STEPS
-        else:
-            loud = torch.arange(16) * ACTIVATION_STEPS
-        self.loudness = (loud - 128).to(torch.int8)
+        self.loudness = (self.floats.loudness * ACTIVATION_STEPS - 128).to(torch.int8)
 
     def reliable(self) -> bool:
         products = [*self.layers.values(), *(one for group in self.groups for one in group)]
@@ -255,4 +251,4 @@ class IntegerIndices:
         return last.bins(join.activations(torch.cat((features, seen), -1)))
 
     def _seen(self, symbols: Tensor) -> Tensor:
-        return self.loudness[symbols.abs().clamp_(max=len(self.loudness) - 1).int()]
+        return looked_up(symbols, self.loudness)

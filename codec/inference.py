@@ -11,16 +11,52 @@ The same functions of the same weights as NightCodec's, to rounding; the exact n
 Nothing here is trained; model.py's versions are the definition and the tests compare the two.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from codec.indices import indices_of
-from codec.model import FEATURE_SCALE, MEAN_LIMIT, NightCodec, at_level
+from codec.loops import asinh, limited
+from codec.model import FEATURE_SCALE, NightCodec, at_level
 from codec.packed import around, at_taps, shuffle4, taps_of
 from codec.winograd import Convolution3x3
 
 SLOPE = 0.1  # of the leaky ReLUs
+
+
+@functools.cache
+def _fusing(dtype: torch.dtype) -> bool:
+    """Whether torch's own fused convolutions (oneDNN with the activation or the sum as part of it, as its compiler calls
+    them) are there for the CPU and right; they spare a pass over memory each."""
+    t, bias = torch.linspace(-2, 2, 2 * 16 * 25).view(2, 16, 5, 5), torch.linspace(-1, 1, 24)
+    weight = torch.sin(torch.arange(24 * 16 * 9.0)).view(24, 16, 3, 3)
+    t, weight = (part.to(dtype).contiguous(memory_format=torch.channels_last) for part in (t, weight))
+    layer = _Layer(weight, bias, dtype)
+    expected = F.conv2d(t, weight, bias.to(dtype), padding=1)
+    more = torch.ones_like(expected)
+    try:
+        fused = _fused(t, layer), _fused_leaky(t, layer), _fused_add(more.clone(), t, layer)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    near = {"atol": 0.1, "rtol": 0.02}
+    wanted = expected, F.leaky_relu(expected, SLOPE), expected + more
+    return all(torch.allclose(a.float(), b.float(), **near) for a, b in zip(fused, wanted, strict=True))
+
+
+def _fused(t: Tensor, layer: "_Layer") -> Tensor:
+    return torch.ops.mkldnn._convolution_pointwise(t, layer.weight, layer.bias, *layer.geometry, "none", [], None)
+
+
+def _fused_leaky(t: Tensor, layer: "_Layer") -> Tensor:
+    arguments = "leaky_relu", [SLOPE], None
+    return torch.ops.mkldnn._convolution_pointwise(t, layer.weight, layer.bias, *layer.geometry, *arguments)
+
+
+def _fused_add(to: Tensor, t: Tensor, layer: "_Layer") -> Tensor:
+    arguments = "add", 1.0, None, [], None
+    return torch.ops.mkldnn._convolution_pointwise_(to, t, layer.weight, layer.bias, *layer.geometry, *arguments)
 
 
 class _Layer:
@@ -32,51 +68,76 @@ class _Layer:
         weight = weight if weight.ndim == 4 else weight[:, :, None, None]
         self.weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
         self.bias = None if bias is None else bias.to(dtype)
+        self.geometry = [self.padding, self.padding], [1, 1], [1, 1], 1
 
     @classmethod
     def of(cls, layer: torch.nn.Conv2d, dtype: torch.dtype) -> "_Layer":
         return cls(layer.weight, layer.bias, dtype)
 
-    def __call__(self, t: Tensor) -> Tensor:
+    def _input(self, t: Tensor) -> tuple[Tensor, bool]:
+        """[B,in,h,w] in the layer's type, channels last, and whether it is for oneDNN to work on."""
         t = t.permute(0, 3, 1, 2).to(self.weight.dtype)
-        return F.conv2d(t, self.weight, self.bias, padding=self.padding).permute(0, 2, 3, 1)
+        fusing = not t.is_cuda and torch.backends.mkldnn.enabled and _fusing(t.dtype)
+        return (t.contiguous(memory_format=torch.channels_last) if fusing else t), fusing
+
+    def __call__(self, t: Tensor) -> Tensor:
+        t, fusing = self._input(t)
+        t = _fused(t, self) if fusing else F.conv2d(t, self.weight, self.bias, padding=self.padding)
+        return t.permute(0, 2, 3, 1)
 
     def leaky(self, t: Tensor) -> Tensor:
-        return F.leaky_relu(self(t), SLOPE, inplace=True)
+        """The leaky ReLU of the result."""
+        t, fusing = self._input(t)
+        if fusing:
+            return _fused_leaky(t, self).permute(0, 2, 3, 1)
+        t = F.conv2d(t, self.weight, self.bias, padding=self.padding)
+        return F.leaky_relu(t, SLOPE, inplace=True).permute(0, 2, 3, 1)
+
+    def add_to(self, sums: Tensor, t: Tensor) -> None:
+        """sums [B,h,w,out], of the layer's type, plus the result, in place."""
+        t, fusing = self._input(t)
+        if fusing and sums.is_contiguous():
+            _fused_add(sums.permute(0, 3, 1, 2), t, self)
+        else:
+            sums.add_(F.conv2d(t, self.weight, self.bias, padding=self.padding).permute(0, 2, 3, 1))
 
 
-class _Linear:
-    """A linear transform between pixels and coefficients, [B,h,w,in] -> [B,h,w,out], on one side of which the first
-    channels are large: these in float32, the others in `dtype`, whose rounding they bear.
+class _LinearAnalysis:
+    """Pixels -> linear coefficients, [B,h,w,768] -> float32 [B,h,w,latent], of which the first `large` are computed in
+    float32, the others in `dtype`, whose rounding they bear: codec-2's come out within 0.02 of a quantisation step."""
 
-    large: how many of the inputs (of the synthesis) or of the outputs (of the analysis). Multiplied in bfloat16, the
-    rest of codec-2's coefficients come out within 0.02 of a quantisation step and its pixels within a tenth of a step.
+    def __init__(self, weight: Tensor, dtype: torch.dtype, large: int):
+        split = dtype != torch.float32 and large
+        self.first = _Layer(weight[:large] if split else weight, None)
+        self.rest = _Layer(weight[large:], None, dtype) if split else None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        first = self.first(pixels)
+        return first if self.rest is None else torch.cat((first, self.rest(pixels).float()), -1)
+
+
+class _LinearSynthesis:
+    """y_hat [B,h,w,latent] -> the linear picture [B,h,w,768] and what to add to it per block of 8x8 and colour, float32
+    [B,h,w,12].
+
+    Where `dtype` is coarse, the mean of each block is taken out of the picture and computed in float32 from the first
+    `large` channels, which hold what is large; the rest is small enough for the rounding of `dtype`. Else the means are
+    zero (None).
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype, large: int, of_inputs: bool):
-        self.large, self.of_inputs = large, of_inputs
-        self.whole = self.first = self.rest = None
-        if dtype == torch.float32 or not large:
-            self.whole = _Layer(weight, None)
-        elif of_inputs:
-            self.first, self.rest = _Layer(weight[:, :large], None), _Layer(weight[:, large:], None, dtype)
-        else:
-            self.first, self.rest = _Layer(weight[:large], None), _Layer(weight[large:], None, dtype)
+    def __init__(self, weight: Tensor, dtype: torch.dtype, large: int):
+        self.large, self.means = large, None
+        if dtype != torch.float32 and large:
+            self.means = weight[:, :large].view(12, 64, large).mean(1)
+            weight = weight.clone()
+            weight[:, :large] -= self.means.repeat_interleave(64, 0)
+        self.picture = _Layer(weight, None, dtype if large else torch.float32)
 
-    def __call__(self, t: Tensor) -> Tensor:
-        """The result, float32."""
-        first, *rest = self.parts(t)
-        if not rest:
-            return first
-        return first.add_(rest[0]) if self.of_inputs else torch.cat((first, rest[0].float()), -1)
-
-    def parts(self, t: Tensor) -> tuple[Tensor, ...]:
-        """What the result is made of: itself, or a float32 and a `dtype` tensor to add up (or to join)."""
-        if self.whole is not None:
-            return (self.whole(t),)
-        if self.of_inputs:
-            return self.first(t[..., : self.large]), self.rest(t[..., self.large :])
-        return self.first(t), self.rest(t)
+    def __call__(self, y_hat: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor | None]:
+        """coarse: y_hat in the model's precision."""
+        if self.means is None:
+            return self.picture(y_hat), None
+        return self.picture(coarse), F.linear(y_hat[..., : self.large], self.means)
 
 
 class _Blocks:
@@ -93,14 +154,15 @@ class _Blocks:
         winograd = self.winograd if torch.get_float32_matmul_precision() == "highest" else None
         for number, (narrow, spatial, widen) in enumerate(self.layers):
             middle = winograd[number] if winograd else spatial.leaky
-            t.add_(widen(middle(narrow.leaky(t))))
+            widen.add_to(t, middle(narrow.leaky(t)))
 
 
-def _to_halves(t: Tensor) -> Tensor:
-    """[B,h,w,4C], the four parts of each cell row by row -> [B,2h,2w,C]."""
-    batch, height, width, _ = t.shape
-    t = t.view(batch, height, width, 2, 2, -1).transpose(2, 3)
-    return t.reshape(batch, 2 * height, 2 * width, -1)
+def _to_halves(t: Tensor, gain: Tensor) -> Tensor:
+    """[B,h,w,4C], the four parts of each cell row by row -> [B,2h,2w,C] times gain [B or 1,1,1,C]."""
+    batch, height, width, channels = t.shape
+    t = t.view(batch, height, width, 2, 2, channels // 4).transpose(2, 3)
+    out = torch.mul(t, gain[:, :, :, None, None], out=torch.empty(t.shape, dtype=t.dtype, device=t.device))
+    return out.view(batch, 2 * height, 2 * width, channels // 4)
 
 
 def _to_cells(t: Tensor) -> Tensor:
@@ -135,7 +197,7 @@ class Inference:
         # bfloat16 weights that add pixels to differences no longer cancel quite.
         large = model.config.groups[0] if model.config.groups else 0
         analysis = model.analysis_network
-        self.linear_analysis = _Linear(model.linear_analysis[:, order], dtype, large, of_inputs=False)
+        self.linear_analysis = _LinearAnalysis(model.linear_analysis[:, order], dtype, large)
         enter = analysis.enter.weight.flatten(1) @ of_unit
         self.enter = _Layer(enter, analysis.enter.bias, dtype if large else torch.float32)
         self.encoder = _Blocks(analysis.blocks, dtype)
@@ -145,7 +207,7 @@ class Inference:
 
         synthesis = model.synthesis_network
         linear = model.linear_synthesis[order]  # [768, latent]
-        self.linear_synthesis = _Linear(linear, dtype, large, of_inputs=True)
+        self.linear_synthesis = _LinearSynthesis(linear, dtype, large)
         again = synthesis.enter.weight.flatten(1) @ of_unit @ linear.view(4, 192, -1)
         self.again = _Layer(again.flatten(0, 1), synthesis.enter.bias.repeat(4), dtype)
         middle = len(synthesis.blocks) // 2
@@ -174,26 +236,32 @@ class Inference:
         """float32 [B,h,w,768], pixels of each cell less 127.5 in the order of `_quarters` -> y [B,h,w,latent]."""
         batch, height, width, _ = pixels.shape
         parts = self.enter(pixels.view(batch, height, 4 * width, 192))
-        t = _to_halves(parts.reshape(batch, height, width, -1).to(self.dtype))
+        t = parts.reshape(batch, height, width, 2, 2, -1).transpose(2, 3).to(self.dtype)
+        t = t.reshape(batch, 2 * height, 2 * width, -1)
         self.encoder(t)
         return self.linear_analysis(pixels).add_(self.leave(_to_cells(t)))
 
-    def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, ...]:
-        """y_hat float32 [B,h,w,latent] -> one or two of [B,h,w,768], whose sum is the linear picture less 127.5 in the
-        order of `_quarters`, the first in float32; and [B,2h,2w,192], what to add to it per block of 8x8 (colour, row,
-        column). The others are in the model's precision."""
-        t = _to_halves(self.again(y_hat))
+    def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """y_hat float32 [B,h,w,latent] -> the linear picture less 127.5 [B,h,w,768] in the order of `_quarters`, what to
+        add to it in each block of 64 of these, float32 [B,h,w,12] or None, and what to add per block of 8x8 (colour,
+        row, column), [B,2h,2w,192]. The first and the last are in the model's precision."""
+        coarse = y_hat.to(self.dtype)
         network = self.model.synthesis_network
-        for gain, blocks in zip((network.enter_gain, network.middle_gain), self.decoder, strict=True):
-            t.mul_(torch.exp(at_level(gain, levels)).permute(0, 2, 3, 1).to(self.dtype))
-            blocks(t)
-        return *self.linear_synthesis.parts(y_hat), self.back(t)
+        enter, middle = (
+            torch.exp(at_level(gain, levels)).permute(0, 2, 3, 1).to(self.dtype)
+            for gain in (network.enter_gain, network.middle_gain)
+        )
+        t = _to_halves(self.again(coarse), enter)
+        self.decoder[0](t)
+        t.mul_(middle)
+        self.decoder[1](t)
+        return *self.linear_synthesis(y_hat, coarse), self.back(t)
 
     def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:
         """y in quantisation steps [B,h,w,latent] -> unrounded z [B,ceil(h/4),ceil(w/4),hyper]."""
         height, width = y_scaled.shape[1:3]
         enter, middle, spatial, leave = self.hyper
-        t = enter.leaky(_asinh(y_scaled))
+        t = enter.leaky(asinh(y_scaled, self.dtype))
         t.mul_(torch.exp(at_level(self.model.hyper_gain, levels)).permute(0, 2, 3, 1).to(self.dtype))
         if height % 4 or width % 4:
             t = F.pad(t.permute(0, 3, 1, 2), (0, -width % 4, 0, -height % 4), mode="replicate").permute(0, 2, 3, 1)
@@ -210,7 +278,7 @@ class Inference:
 
     def mean_first(self, features: Tensor) -> Tensor:
         """Features of even cells -> their means, float32; packed."""
-        return _limited(self.means["first"](features))
+        return limited(self.means["first"](features))
 
     def mean_second(self, features: Tensor, values: Tensor, inner: tuple[int, int, int, int]) -> Tensor:
         """Features of odd cells; symbols + means of the even cells around, float32 -> means of the odd cells; all
@@ -220,29 +288,20 @@ class Inference:
         linear = near[..., 0, :] * self.near[0]
         for tap in range(1, len(self.near)):
             linear.addcmul_(near[..., tap, :], self.near[tap])
-        seen = around(_asinh(values).to(self.dtype), taps_of(3), inner).flatten(3)
+        seen = around(asinh(values, self.dtype), taps_of(3), inner).flatten(3)
         t = layer["join"].leaky(torch.cat((features, layer["context"].leaky(seen)), -1))
-        return _limited(layer["second"](t)).add_(linear)
+        return limited(layer["second"](t)).add_(linear)
 
     def mean_group(self, number: int, features: Tensor, values: Tensor) -> Tensor:
         """Features [B,h,w,m]; symbols + means of the channels before group `number` (1..) -> the group's means."""
         context, join, last = self.mean_groups[number - 1]
-        seen = context.leaky(_asinh(values))
-        return _limited(last(join.leaky(torch.cat((features, seen), -1))))
+        seen = context.leaky(asinh(values, self.dtype))
+        return limited(last(join.leaky(torch.cat((features, seen), -1))))
 
 
 def _of_parts(weight: Tensor) -> Tensor:
     """A 1x1 kernel that reads pixel_unshuffle's order (channel, part) -> [out,in] for _to_cells' (part, channel)."""
     return weight.view(len(weight), -1, 4).transpose(1, 2).flatten(1)
-
-
-def _asinh(t: Tensor) -> Tensor:
-    """Inverse hyperbolic sine to within 1e-6; torch's own is four times slower."""
-    return t.square().add_(1.0).sqrt_().add_(t.abs()).log_().copysign_(t)
-
-
-def _limited(t: Tensor) -> Tensor:
-    return t.float().div_(MEAN_LIMIT).tanh_().mul_(MEAN_LIMIT)
 
 
 def inference_of(model: NightCodec) -> Inference:

@@ -81,22 +81,23 @@ def _gather(linear, added, top, left, pixels, grey):
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather_halves(linear, rest, added, top, left, pixels, grey):
-    """As _gather, where a second part of the linear picture and `added` are bfloat16, given as uint16: the upper halves
-    of float32."""
+def _gather_halves(linear, means, added, top, left, pixels, grey):
+    """As _gather, where the linear picture and `added` are bfloat16, given as uint16: the upper halves of float32; and
+    means float32 [h,w,12] of the linear picture's blocks are apart."""
     sums = np.empty(192, np.float32)
     bits = np.empty(384, np.uint32)
     values = bits.view(np.float32)
     for upper in range(0, pixels.shape[0], 8):
         for first in range(0, pixels.shape[1], 8):
-            r, k, part = top + upper // 16, left + first // 16, 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
-            base, second = linear[r, k, part : part + 192], rest[r, k, part : part + 192]
+            r, k, part = top + upper // 16, left + first // 16, upper // 8 % 2 * 2 + first // 8 % 2
+            base, mean = linear[r, k, 192 * part : 192 * part + 192], means[r, k, 3 * part : 3 * part + 3]
             more = added[2 * top + upper // 8, 2 * left + first // 8]
             for i in range(192):
-                bits[i] = np.uint32(second[i]) << np.uint32(16)
+                bits[i] = np.uint32(base[i]) << np.uint32(16)
                 bits[192 + i] = np.uint32(more[i]) << np.uint32(16)
-            for i in range(192):
-                sums[i] = base[i] + values[i] + values[192 + i]
+            for colour in range(3):
+                for i in range(64 * colour, 64 * colour + 64):
+                    sums[i] = values[i] + values[192 + i] + mean[colour]
             _paint(sums, upper, first, pixels, grey)
 
 
@@ -416,13 +417,16 @@ def render(model: NightCodec, latents: Latents, band: int) -> Iterator[tuple[Win
     for window in latents.grid.windows(band):
         outer = window.grown(model.synthesis_halo)
         y_hat = latents.values.window(*outer.box) * gain
-        parts = inference_of(model).synthesis(y_hat, latents.levels)
-        if len(parts) == 3 and not parts[0].is_cuda:
+        linear, means, added = inference_of(model).synthesis(y_hat, latents.levels)
+        if means is not None and not means.is_cuda:
             gather = _gather_halves
-            parts = [parts[0].numpy(), *(part.view(torch.int16).numpy().view(np.uint16) for part in parts[1:])]
+            linear, added = (part.view(torch.int16).numpy().view(np.uint16) for part in (linear, added))
+            parts = linear, means.numpy(), added
         else:
             gather = _gather
-            parts = [part.float().cpu().numpy() for part in (sum(parts[1:-1], parts[0]), parts[-1])]
+            if means is not None:
+                linear = linear + means.repeat_interleave(64, -1)
+            parts = [part.float().cpu().numpy() for part in (linear, added)]
 
         def paint(item: int, pixels: np.ndarray, grey: bool, window=window, outer=outer, gather=gather, parts=parts):
             place = window.top - outer.top, window.left - outer.left

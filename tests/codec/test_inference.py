@@ -43,9 +43,11 @@ def cells_of(x: torch.Tensor) -> torch.Tensor:
     return t.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, height // 16, width // 16, 768)
 
 
-def pixels_of(*parts: torch.Tensor) -> torch.Tensor:
+def pixels_of(linear: torch.Tensor, means: torch.Tensor | None, added: torch.Tensor) -> torch.Tensor:
     """What Inference.synthesis gives -> [B,3,H,W] in 0..1."""
-    linear, added = sum(parts[:-1]), parts[-1].float()
+    linear, added = linear.float(), added.float()
+    if means is not None:
+        linear = linear + means.repeat_interleave(64, -1)
     batch, height, width, _ = linear.shape
     t = linear.view(batch, height, width, 2, 2, 3, 8, 8).permute(0, 5, 1, 3, 6, 2, 4, 7)
     t = t.reshape(batch, 3, 16 * height, 16 * width)
