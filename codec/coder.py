@@ -37,6 +37,8 @@ from codec.latents import (
     features_of,
     fill,
     later_pass,
+    over,
+    pieces_of,
     put,
     quantise,
     refined,
@@ -47,7 +49,7 @@ from codec.latents import (
 from codec.model import LEVELS, Z_GROUPS, Z_MAX, NightCodec, load_model, model_id
 from codec.packed import EVEN, ODD, pack
 from codec.pixels import Picture, open_picture, picture_from_image
-from codec.threads import each
+from codec.threads import each, team
 from codec.windows import Bands, Grid, Window
 
 MAX_EFFORT = 3  # times that a latent may be refined
@@ -222,7 +224,7 @@ class Prepared:
             raise ValueError(f"level {level} is outside 0..{LEVELS}")
         if self._last is None or self._last[0] != level:
             self._last = None
-            with torch.inference_mode():
+            with torch.inference_mode(), team():
                 levels = torch.full((1,), level, device=self.model.log_gain.device)
                 latents = quantise(self.model, self._y, levels, self._grid)
                 y = self._y
@@ -251,18 +253,23 @@ class Prepared:
 
     def code(self, level: int) -> bytes:
         """The .npi file at that level."""
-        return _seal(self, self._latents(level), 0, level)
+        latents = self._latents(level)
+        with team():
+            return _seal(self, latents, 0, level)
 
     def reconstruct(self, level: int) -> np.ndarray:
         """uint8 [height,width,C]: 1 for grey, 3 for RGB; a fourth or second channel where there is alpha."""
         latents = self._latents(level)
         out = np.empty((self.height, self.width, len(self.mode)), np.uint8)
-        with torch.inference_mode():
+
+        def show(window: Window, paint: Callable) -> None:
+            target = out[window.top * 16 : window.bottom * 16, window.left * 16 : window.right * 16]
+            paint(0, target, self.grey)
+
+        with torch.inference_mode(), team():
             known = all(part is not None for part in latents.values.parts)
             for band in range(self._grid.bands) if known else revalue(self.model, latents):
-                for window, paint in render(self.model, latents, band):
-                    target = out[window.top * 16 : window.bottom * 16, window.left * 16 : window.right * 16]
-                    paint(0, target, self.grey)
+                render(self.model, latents, band, show)
         if self.alpha:
             out[:, :, -1] = np.asarray(self.picture.image.getchannel("A"))
         return out
@@ -320,7 +327,7 @@ def prepare(picture, model: NightCodec, segment: int = SEGMENT, effort: int = 0)
     """Picture (or bytes, PIL image, uint8 array) -> Prepared, after its analysis. effort: see `encode`."""
     picture = _as_picture(picture)
     grid = Grid(*_cells(picture.image), segment)
-    with torch.inference_mode():
+    with torch.inference_mode(), team():
         y = analyse(model, [picture.image], grid)
     return Prepared(picture, model, grid, y, segment, checked_effort(effort))
 
@@ -418,7 +425,7 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
 
     def encode_group(group: list[int]) -> None:
         grid = Grid(*_cells(pictures[group[0]].image), SEGMENT)
-        with torch.inference_mode():
+        with torch.inference_mode(), team():
             y = analyse(model, [pictures[i].image for i in group], grid)
             prepared = [Prepared(pictures[i], model, grid, y, SEGMENT) for i in group]
             at = torch.tensor([levels[i] for i in group], device=model.log_gain.device)
@@ -431,7 +438,8 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
             i = group[item]
             files[i] = _seal(prepared[item], latents, item, levels[i])
 
-        each(seal, list(range(len(group))))
+        with team():
+            each(seal, list(range(len(group))))
 
     _each_group(encode_group, _groups([_cells(picture.image) for picture in pictures], model), model)
     return files
@@ -496,43 +504,55 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
         windows = list(enumerate(grid.windows(band)))
         each(one, [(column, window, item) for column, window in windows for item in range(len(streams))])
 
+    means: dict[Window, Tensor] = {}
+
+    def begin(window: Window) -> None:
+        of_index, of_mean = features[window] = features_of(inference, latents, window)
+        put(latents.index, window, first_group, inference.indices.bins_first(pack(of_index, EVEN)), EVEN)
+        means[window] = inference.mean_first(pack(of_mean, EVEN))
+
+    def go_on(window: Window) -> None:
+        index, means[window] = second_pass(inference, latents, window, *features[window])
+        put(latents.index, window, first_group, index, ODD)
+
+    def next_group(number: int, window: Window) -> None:
+        if number > 1:
+            add_group_mean(latents, window, later[number - 2], means.pop(window))
+        index, means[window] = later_pass(inference, latents, window, number, *features[window])
+        fill(latents.index, window, later[number - 1], index)
+
+    def show(window: Window, paint: Callable) -> None:
+        for item, canvas in enumerate(canvases):
+            canvas.paint(window, item, paint)
+
     for step in range(grid.bands + 2):
         if step < grid.bands:
             latents.open_band(model, step)
-            means = {}
-            for window in grid.windows(step):
-                of_index, of_mean = features[window] = features_of(inference, latents, window)
-                put(latents.index, step, window, first_group, inference.indices.bins_first(pack(of_index, EVEN)), EVEN)
-                means[window] = inference.mean_first(pack(of_mean, EVEN))
+            pieces = pieces_of(model, grid, step)
+            over(model, begin, pieces)
             read(step, 0)
-            for window, mean in means.items():
-                add_mean(latents, step, window, mean, EVEN)
+            for window in pieces:
+                add_mean(latents, window, means.pop(window), EVEN)
         band = step - 1
         if 0 <= band < grid.bands:
-            means = {}
-            for window in grid.windows(band):
-                index, means[window] = second_pass(inference, latents, window, *features[window])
-                put(latents.index, band, window, first_group, index, ODD)
+            pieces = pieces_of(model, grid, band)
+            over(model, go_on, pieces)
             read(band, 1)
-            for window, mean in means.items():
-                add_mean(latents, band, window, mean, ODD)
-            for number, channels in enumerate(later, 1):
-                for window in grid.windows(band):
-                    index, means[window] = later_pass(inference, latents, window, number, *features[window])
-                    fill(latents.index, band, window, channels, index)
+            for window in pieces:
+                add_mean(latents, window, means.pop(window), ODD)
+            for number in range(1, len(later) + 1):
+                over(model, functools.partial(next_group, number), pieces)
                 read(band, number + 1)
-                for window, mean in means.items():
-                    add_group_mean(latents, band, window, channels, mean)
-            for window in grid.windows(band):
+            if later:
+                over(model, lambda window: add_group_mean(latents, window, later[-1], means.pop(window)), pieces)
+            for window in pieces:
                 features.pop(window)
             latents.index.parts[band] = None
         band = step - 2
         if 0 <= band < grid.bands:
             # only now, when the first symbols have proved themselves, is memory taken for all pixels
             canvases = canvases or [_Canvas(stream) for stream in streams]
-            for window, paint in render(model, latents, band):
-                for item, canvas in enumerate(canvases):
-                    canvas.paint(window, item, paint)
+            render(model, latents, band, show)
             latents.symbols.parts[band] = None
             if band > 0:
                 latents.values.parts[band - 1] = None
@@ -563,7 +583,7 @@ class _Canvas:
 
 def _decode_parsed(model: NightCodec, streams: list[Bitstream]) -> list[Image.Image]:
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), team():
             return _decode_group(model, streams)
     except entropy.EntropyError as error:
         raise BadBitstream(str(error)) from error

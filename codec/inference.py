@@ -28,8 +28,8 @@ SLOPE = 0.1  # of the leaky ReLUs
 
 @functools.cache
 def _fusing(dtype: torch.dtype) -> bool:
-    """Whether torch's own fused convolutions (oneDNN with the activation or the sum as part of it, as its compiler calls
-    them) are there for the CPU and right; they spare a pass over memory each."""
+    """Whether torch's fused convolutions, oneDNN's with the activation or the sum as part, are there for the CPU and
+    right: torch.compile's, not public. They spare a pass over memory each."""
     t, bias = torch.linspace(-2, 2, 2 * 16 * 25).view(2, 16, 5, 5), torch.linspace(-1, 1, 24)
     weight = torch.sin(torch.arange(24 * 16 * 9.0)).view(24, 16, 3, 3)
     t, weight = (part.to(dtype).contiguous(memory_format=torch.channels_last) for part in (t, weight))
@@ -45,18 +45,23 @@ def _fusing(dtype: torch.dtype) -> bool:
     return all(torch.allclose(a.float(), b.float(), **near) for a, b in zip(fused, wanted, strict=True))
 
 
+@functools.cache
+def _operations() -> tuple:
+    """(convolution, with a unary function; the same with a sum, in place)."""
+    namespace = torch.ops.mkldnn
+    return namespace._convolution_pointwise.default, namespace._convolution_pointwise_.binary
+
+
 def _fused(t: Tensor, layer: "_Layer") -> Tensor:
-    return torch.ops.mkldnn._convolution_pointwise(t, layer.weight, layer.bias, *layer.geometry, "none", [], None)
+    return _operations()[0](t, layer.weight, layer.bias, *layer.geometry, "none", [], None)
 
 
 def _fused_leaky(t: Tensor, layer: "_Layer") -> Tensor:
-    arguments = "leaky_relu", [SLOPE], None
-    return torch.ops.mkldnn._convolution_pointwise(t, layer.weight, layer.bias, *layer.geometry, *arguments)
+    return _operations()[0](t, layer.weight, layer.bias, *layer.geometry, "leaky_relu", [SLOPE], None)
 
 
 def _fused_add(to: Tensor, t: Tensor, layer: "_Layer") -> Tensor:
-    arguments = "add", 1.0, None, [], None
-    return torch.ops.mkldnn._convolution_pointwise_(to, t, layer.weight, layer.bias, *layer.geometry, *arguments)
+    return _operations()[1](to, t, layer.weight, layer.bias, *layer.geometry, "add", 1.0, None, [], None)
 
 
 class _Layer:
@@ -242,9 +247,9 @@ class Inference:
         return self.linear_analysis(pixels).add_(self.leave(_to_cells(t)))
 
     def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """y_hat float32 [B,h,w,latent] -> the linear picture less 127.5 [B,h,w,768] in the order of `_quarters`, what to
-        add to it in each block of 64 of these, float32 [B,h,w,12] or None, and what to add per block of 8x8 (colour,
-        row, column), [B,2h,2w,192]. The first and the last are in the model's precision."""
+        """y_hat float32 [B,h,w,latent] -> the linear picture less 127.5 [B,h,w,768] in the order of `_quarters`; what
+        to add to it in each block of 64 of these, float32 [B,h,w,12] or None; and what to add per block of 8x8
+        (colour, row, column), [B,2h,2w,192]. The first and the last are in the model's precision."""
         coarse = y_hat.to(self.dtype)
         network = self.model.synthesis_network
         enter, middle = (

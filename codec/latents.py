@@ -20,6 +20,7 @@ from torch import Tensor
 from codec.inference import Inference, inference_of
 from codec.model import STEP, Z_MAX, NightCodec, at_level, lambda_of
 from codec.packed import EVEN, ODD, pack, unpack
+from codec.threads import each, team_size
 from codec.windows import Bands, Grid, Window
 
 LARGE = 1 << 25  # pixels above which y is kept in half precision (rounding far below any quantisation step)
@@ -145,19 +146,33 @@ def _cells_of(images: list[Image.Image], window: Window, device) -> Tensor:
     return x.to(device)
 
 
+def pieces_of(model: NightCodec, grid: Grid, band: int) -> list[Window]:
+    """The windows of a band as `over` works on them."""
+    return grid.windows(band) if model.log_gain.is_cuda else grid.pieces(band, team_size())
+
+
+def over(model: NightCodec, function: Callable, windows: list[Window]) -> list:
+    """[function(window)], by the team of threads where the networks are on the CPU."""
+    return [function(window) for window in windows] if model.log_gain.is_cuda else each(function, windows)
+
+
 def analyse(model: NightCodec, images: list[Image.Image], grid: Grid) -> Bands:
     """Pictures of one grid -> y [B,h,w,latent]."""
     device, inference = model.log_gain.device, inference_of(model)
     large = grid.height * grid.width * 256 > LARGE
     halo = -(-model.analysis_halo // 16)
     y = Bands(grid.rows)
+
+    def one(window: Window) -> None:
+        outer = window.grown(halo)
+        piece = inference.analysis(_cells_of(images, outer, device))[:, *window.within(outer)]
+        y.part_of(window)[:] = piece
+
     for band in range(grid.bands):
-        pieces = []
-        for window in grid.windows(band):
-            outer = window.grown(halo)
-            piece = inference.analysis(_cells_of(images, outer, device))[:, *window.within(outer)]
-            pieces.append(piece.half().cpu() if large else piece)
-        y.parts[band] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+        shape = len(images), grid.rows[band + 1] - grid.rows[band], grid.width, model.config.latent
+        where = {"dtype": torch.float16, "device": "cpu"} if large else {"device": device}
+        y.parts[band] = torch.empty(shape, **where)
+        over(model, one, pieces_of(model, grid, band))
     return y
 
 
@@ -169,18 +184,20 @@ def factors(knots: Tensor, levels: Tensor) -> Tensor:
 def _hyper(model: NightCodec, y: Bands, levels: Tensor, grid: Grid) -> Tensor:
     """z, rounded [B,ceil(h/4),ceil(w/4),hyper], float on the model's device."""
     device, gain = model.log_gain.device, factors(model.log_gain, levels)
-    rows = []
+    size = -(-grid.height // 4), -(-grid.width // 4)
+    z = torch.empty(len(levels), *size, model.config.hyper, device=device)
+
+    def one(window: Window) -> None:
+        outer = window.grown(4)
+        scaled = y.window(*outer.box).to(device) * gain
+        part = inference_of(model).hyper_analysis(scaled, levels)
+        top, left = (window.top - outer.top) // 4, (window.left - outer.left) // 4
+        place = window.z_of(z)
+        place[:] = part[:, top : top + place.shape[1], left : left + place.shape[2]]
+
     for band in range(grid.bands):
-        pieces = []
-        for window in grid.windows(band):
-            outer = window.grown(4)
-            scaled = y.window(*outer.box).to(device) * gain
-            z = inference_of(model).hyper_analysis(scaled, levels)
-            top, left = (window.top - outer.top) // 4, (window.left - outer.left) // 4
-            height, width = (-(-n // 4) for n in window.shape)
-            pieces.append(z[:, top : top + height, left : left + width])
-        rows.append(torch.cat(pieces, 2))
-    return torch.round(torch.cat(rows, 1)).clamp(-Z_MAX, Z_MAX)
+        over(model, one, pieces_of(model, grid, band))
+    return z.round_().clamp_(-Z_MAX, Z_MAX)
 
 
 @dataclasses.dataclass
@@ -215,15 +232,15 @@ class Latents:
         return tuple(part.parts[band].permute(0, 3, 1, 2).numpy() for part in (self.symbols, self.index))
 
 
-def put(bands: Bands, band: int, window: Window, channels: slice, packed: Tensor, parity: int) -> None:
-    """Cells of one parity, packed, to their places in a band."""
-    target = bands.parts[band]
-    unpack(packed.to(target.dtype).to(target.device), parity, target[:, :, window.left : window.right, channels])
+def put(bands: Bands, window: Window, channels: slice, packed: Tensor, parity: int) -> None:
+    """Cells of one parity, packed, to their places."""
+    target = bands.part_of(window)[..., channels]
+    unpack(packed.to(target.dtype).to(target.device), parity, target)
 
 
-def fill(bands: Bands, band: int, window: Window, channels: slice, part: Tensor) -> None:
-    """All cells of a window, [B,h,w,..], to their places in a band."""
-    bands.parts[band][:, :, window.left : window.right, channels].copy_(part)
+def fill(bands: Bands, window: Window, channels: slice, part: Tensor) -> None:
+    """All cells of a window, [B,h,w,..], to their places."""
+    bands.part_of(window)[..., channels].copy_(part)
 
 
 def features_of(inference: Inference, latents: Latents, window: Window) -> tuple[Tensor, Tensor]:
@@ -241,52 +258,59 @@ def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid) -> Latents
     features = {}  # of two bands at most, from the first pass for the others
     first, *later = model.config.slices
 
-    def settle(band: int, window: Window, parity: int, index: Tensor, mean: Tensor) -> None:
+    def settle(window: Window, parity: int, index: Tensor, mean: Tensor) -> None:
         scaled = pack(y.window(*window.box)[..., first].to(device) * gain[..., first], parity)
         symbols = model.round(scaled - mean, index) * (index > 0)
         for bands, packed in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
-            put(bands, band, window, first, packed, parity)
+            put(bands, window, first, packed, parity)
+
+    def begin(window: Window) -> None:
+        of_index, of_mean = features[window] = features_of(inference, latents, window)
+        index = inference.indices.bins_first(pack(of_index, EVEN))
+        settle(window, EVEN, index, inference.mean_first(pack(of_mean, EVEN)))
+
+    def finish(window: Window) -> None:
+        of_index, of_mean = features.pop(window)
+        settle(window, ODD, *second_pass(inference, latents, window, of_index, of_mean))
+        for number, channels in enumerate(later, 1):
+            index, mean = later_pass(inference, latents, window, number, of_index, of_mean)
+            part = y.window(*window.box)[..., channels].to(device).float()
+            _settle_group(model, latents, window, channels, part, gain[..., channels], index, mean)
 
     for step in range(grid.bands + 1):
         if step < grid.bands:
             latents.open_band(model, step)
-            for window in grid.windows(step):
-                of_index, of_mean = features[window] = features_of(inference, latents, window)
-                index = inference.indices.bins_first(pack(of_index, EVEN))
-                mean = inference.mean_first(pack(of_mean, EVEN))
-                settle(step, window, EVEN, index, mean)
+            over(model, begin, pieces_of(model, grid, step))
         if step > 0:
-            for window in grid.windows(step - 1):
-                of_index, of_mean = features.pop(window)
-                settle(step - 1, window, ODD, *second_pass(inference, latents, window, of_index, of_mean))
-                for number, channels in enumerate(later, 1):
-                    index, mean = later_pass(inference, latents, window, number, of_index, of_mean)
-                    part = y.window(*window.box)[..., channels].to(device).float()
-                    _settle_group(model, latents, step - 1, window, channels, part, gain[..., channels], index, mean)
+            over(model, finish, pieces_of(model, grid, step - 1))
         if large and step > 1:
             latents.values.parts[step - 2] = None
     return latents
 
 
 def _settle_group(
-    model: NightCodec, latents: Latents, band: int, window: Window, channels: slice, y: Tensor, gain: Tensor,
-    index: Tensor, mean: Tensor,
+    model: NightCodec, latents: Latents, window: Window, channels: slice, y: Tensor, gain: Tensor, index: Tensor,
+    mean: Tensor,
 ) -> None:  # fmt: skip
-    """Symbols of a later group's channels in a window from y [B,h,w,..], with their bins and values into the band."""
+    """Symbols of a later group's channels in a window from y [B,h,w,..], with their bins and values to their places."""
     if y.is_cuda:
         symbols = model.round(y * gain - mean, index) * (index > 0)
         for bands, part in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
-            fill(bands, band, window, channels, part)
+            fill(bands, window, channels, part)
         return
-    rows = slice(0, window.bottom - window.top), slice(window.left, window.right)
-    symbols, indices = (array[:, channels, *rows] for array in latents.arrays(band))
-    values = latents.values.parts[band].numpy()[:, *rows, channels]
+    symbols, indices = (_planes(bands, window, channels) for bands in (latents.symbols, latents.index))
+    values = latents.values.part_of(window)[..., channels].numpy()
     knots, thresholds = gain.flatten(1).numpy(), model.thresholds.numpy()
     for item in range(len(y)):
         _settle(
             y[item].numpy(), knots[item], mean[item].numpy(), index[item].numpy(), thresholds, symbols[item],
             indices[item], values[item],
         )  # fmt: skip
+
+
+def _planes(bands: Bands, window: Window, channels: slice) -> np.ndarray:
+    """A window's symbols or bins, [B,C,h,w]."""
+    return bands.part_of(window).permute(0, 3, 1, 2).numpy()[:, channels]
 
 
 def second_pass(inference: Inference, latents: Latents, window: Window, of_index: Tensor, of_mean: Tensor):
@@ -315,22 +339,27 @@ def later_pass(inference: Inference, latents: Latents, window: Window, number: i
 
 def revalue(model: NightCodec, latents: Latents) -> Iterator[int]:
     """The values again from the symbols; yields each band when it and the next one have theirs."""
-    inference, bands = inference_of(model), latents.grid.bands
+    inference, grid = inference_of(model), latents.grid
     features = {}
-    for step in range(bands + 2):
-        if step < bands:
+
+    def begin(window: Window) -> None:
+        _, of_mean = features_of(inference, latents, window)
+        features[window] = of_mean
+        add_mean(latents, window, inference.mean_first(pack(of_mean, EVEN)), EVEN)
+
+    def finish(window: Window) -> None:
+        of_mean = features.pop(window)
+        add_mean(latents, window, _mean_second(inference, latents, window, of_mean), ODD)
+        for number, channels in enumerate(model.config.slices[1:], 1):
+            before = latents.values.window(*window.box)[..., : channels.start]
+            add_group_mean(latents, window, channels, inference.mean_group(number, of_mean, before))
+
+    for step in range(grid.bands + 2):
+        if step < grid.bands:
             latents.open_values(model, step)
-            for window in latents.grid.windows(step):
-                _, of_mean = features_of(inference, latents, window)
-                features[window] = of_mean
-                add_mean(latents, step, window, inference.mean_first(pack(of_mean, EVEN)), EVEN)
-        if 0 <= step - 1 < bands:
-            for window in latents.grid.windows(step - 1):
-                of_mean = features.pop(window)
-                add_mean(latents, step - 1, window, _mean_second(inference, latents, window, of_mean), ODD)
-                for number, channels in enumerate(model.config.slices[1:], 1):
-                    before = latents.values.window(*window.box)[..., : channels.start]
-                    add_group_mean(latents, step - 1, window, channels, inference.mean_group(number, of_mean, before))
+            over(model, begin, pieces_of(model, grid, step))
+        if 0 <= step - 1 < grid.bands:
+            over(model, finish, pieces_of(model, grid, step - 1))
         if step > 1:
             yield step - 2
             if step > 2:
@@ -340,9 +369,7 @@ def revalue(model: NightCodec, latents: Latents) -> Iterator[int]:
 HALF_STEP = 0.5  # share of the way to its better value that a refined latent goes at a time; measured best
 
 
-def refined(
-    model: NightCodec, pictures: list[tuple[Image.Image, bool]], y: Bands, latents: Latents
-) -> Bands:
+def refined(model: NightCodec, pictures: list[tuple[Image.Image, bool]], y: Bands, latents: Latents) -> Bands:
     """y moved to where the decoder, as it is, would come nearer to the pictures: what to quantise next.
 
     pictures: (image, whether it is decoded as grey). A step of Newton's method on lambda times the squared error, with
@@ -356,27 +383,27 @@ def refined(
     curvature = 2 * STEP**2 / 3
     known = all(part is not None for part in latents.values.parts)
     better = Bands(grid.rows)
+    grey = [number for number, (_, colourless) in enumerate(pictures) if colourless]
+
+    def one(window: Window) -> None:
+        outer = window.grown(model.synthesis_halo)
+        x = torch.from_numpy(np.stack([_pixels_of(image, outer) for image, _ in pictures])).to(device)
+        x = x.permute(0, 3, 1, 2).float() / 255.0
+        with torch.inference_mode(False), torch.enable_grad():
+            values = latents.values.window(*outer.box).clone().requires_grad_()
+            shown = model.synthesis((values * back.clone()).permute(0, 3, 1, 2), levels.clone())
+            shown = shown[:, :, : x.shape[2], : x.shape[3]]
+            if grey:
+                shown = shown.clone()
+                shown[grey] = shown[grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
+            (gradient,) = torch.autograd.grad(((shown - x.clone()).square() * weight.clone()).sum(), values)
+        old = y.window(*window.box).to(device).float()
+        target = (values.detach() - gradient / curvature)[:, *window.within(outer)]
+        better.part_of(window)[:] = old + HALF_STEP * (target / gain - old)
+
     for band in range(grid.bands) if known else revalue(model, latents):
-        pieces = []
-        for window in grid.windows(band):
-            outer = window.grown(model.synthesis_halo)
-            x = torch.from_numpy(np.stack([_pixels_of(image, outer) for image, _ in pictures])).to(device)
-            x = x.permute(0, 3, 1, 2).float() / 255.0
-            with torch.inference_mode(False), torch.enable_grad():
-                values = latents.values.window(*outer.box).clone().requires_grad_()
-                shown = model.synthesis((values * back.clone()).permute(0, 3, 1, 2), levels.clone())
-                shown = shown[:, :, : x.shape[2], : x.shape[3]]
-                grey = [number for number, (_, colourless) in enumerate(pictures) if colourless]
-                if grey:
-                    shown = shown.clone()
-                    shown[grey] = shown[grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
-                (gradient,) = torch.autograd.grad(((shown - x.clone()).square() * weight.clone()).sum(), values)
-            inner = window.within(outer)
-            old = y.window(*window.box).to(device).float()
-            target = (values.detach() - gradient / curvature)[:, *inner]
-            moved = old + HALF_STEP * (target / gain - old)
-            pieces.append(moved.to(y.parts[band].dtype).to(y.parts[band].device))
-        better.parts[band] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+        better.parts[band] = torch.empty_like(y.parts[band])
+        over(model, one, pieces_of(model, grid, band))
     return better
 
 
@@ -390,31 +417,32 @@ def _pixels_of(image: Image.Image, window: Window) -> np.ndarray:
     return pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
 
 
-def add_mean(latents: Latents, band: int, window: Window, mean: Tensor, parity: int) -> None:
+def add_mean(latents: Latents, window: Window, mean: Tensor, parity: int) -> None:
     """values = symbols + mean in the first group at a window's cells of one parity."""
     first = slice(0, mean.shape[-1])
     symbols = pack(latents.symbols.window(*window.box)[..., first], parity).to(mean.device)
-    put(latents.values, band, window, first, mean + symbols, parity)
+    put(latents.values, window, first, mean + symbols, parity)
 
 
-def add_group_mean(latents: Latents, band: int, window: Window, channels: slice, mean: Tensor) -> None:
+def add_group_mean(latents: Latents, window: Window, channels: slice, mean: Tensor) -> None:
     """values = symbols + mean in a later group's channels."""
     if mean.is_cuda:
         symbols = latents.symbols.window(*window.box)[..., channels].to(mean.device)
-        fill(latents.values, band, window, channels, mean + symbols)
+        fill(latents.values, window, channels, mean + symbols)
         return
-    rows = slice(0, window.bottom - window.top), slice(window.left, window.right)
-    symbols = latents.symbols.parts[band].permute(0, 3, 1, 2).numpy()[:, channels, *rows]
-    values = latents.values.parts[band].numpy()[:, *rows, channels]
+    symbols = _planes(latents.symbols, window, channels)
+    values = latents.values.part_of(window)[..., channels].numpy()
     for item in range(len(mean)):
         _value(symbols[item], mean[item].numpy(), values[item])
 
 
-def render(model: NightCodec, latents: Latents, band: int) -> Iterator[tuple[Window, Callable]]:
-    """The windows of a band whose values and whose neighbours' are there. With each comes paint(item, pixels, grey),
-    which fills uint8 [up to 16h, up to 16w,C] with the decoded picture `item`."""
+def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> None:
+    """Synthesis of a band whose values and whose neighbours' are there. For each window, in any order and any thread,
+    calls show(window, paint), where paint(item, pixels, grey) fills uint8 [up to 16h, up to 16w,C] with the decoded
+    picture `item`."""
     gain = factors(model.log_inverse_gain, latents.levels)
-    for window in latents.grid.windows(band):
+
+    def one(window: Window) -> None:
         outer = window.grown(model.synthesis_halo)
         y_hat = latents.values.window(*outer.box) * gain
         linear, means, added = inference_of(model).synthesis(y_hat, latents.levels)
@@ -427,9 +455,11 @@ def render(model: NightCodec, latents: Latents, band: int) -> Iterator[tuple[Win
             if means is not None:
                 linear = linear + means.repeat_interleave(64, -1)
             parts = [part.float().cpu().numpy() for part in (linear, added)]
+        place = window.top - outer.top, window.left - outer.left
 
-        def paint(item: int, pixels: np.ndarray, grey: bool, window=window, outer=outer, gather=gather, parts=parts):
-            place = window.top - outer.top, window.left - outer.left
+        def paint(item: int, pixels: np.ndarray, grey: bool) -> None:
             gather(*(part[item] for part in parts), *place, pixels, grey)
 
-        yield window, paint
+        show(window, paint)
+
+    over(model, one, pieces_of(model, latents.grid, band))

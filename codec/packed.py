@@ -33,9 +33,7 @@ def unpack(packed: Tensor, parity: int, out: Tensor) -> None:
         cells.copy_(packed[row::2, : cells.shape[1], : cells.shape[2]])
 
 
-def around(
-    packed: Tensor, taps: list[tuple[int, int]], inner: tuple[int, int, int, int], beyond: int = 0
-) -> Tensor:
+def around(packed: Tensor, taps: list[tuple[int, int]], inner: tuple[int, int, int, int], beyond: int = 0) -> Tensor:
     """Even cells, packed -> for each odd cell of rows top..bottom, columns left..right (`inner`, in packed units) its
     neighbours at `taps`, `beyond` outside the edge: packed, [2B,bottom-top,right-left,taps,C]."""
     top, bottom, left, right = inner

@@ -1,28 +1,83 @@
-"""A small pool for work that leaves the interpreter's lock: the entropy coder's streams, loops compiled by numba.
+"""How the codec uses several cores: pieces of the work side by side, each with one of torch's threads to itself.
 
-Torch's own threads are not used inside it; as many as torch may use work here.
+Within `team` torch works in the calling thread alone, and `each` hands pieces to as many threads as torch had. That
+scales better than the operations within one piece, between which lies much that torch does in one thread, and its idle
+threads do not take the cores from the others.
 """
 
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-_NAME = "npi-pool"
+LARGEST_TEAM = 16
+_local = threading.local()
 
 
 @functools.cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, _NAME)
+    """Threads in which torch works alone."""
+    pool = ThreadPoolExecutor(threads, "npi-pool")
+    mine, ready = torch.get_num_threads(), threading.Barrier(threads)
+
+    def begin() -> None:
+        torch.get_num_threads()  # the first call in a thread sets what others have chosen, and would do so later
+        torch.set_num_threads(1)
+        ready.wait()
+
+    for one in [pool.submit(begin) for _ in range(threads)]:
+        one.result()
+    torch.set_num_threads(mine)  # the threads' setting is also what threads begun later start from
+    return pool
+
+
+@contextlib.contextmanager
+def team() -> Iterator[None]:
+    """Gives `each` the threads that torch has in this thread, and torch one. Within another team: nothing."""
+    threads = torch.get_num_threads()
+    if threads == 1:  # as it is in a team, and in the pool
+        yield
+        return
+    _local.threads = min(threads, LARGEST_TEAM)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _local.threads = 1
+        torch.set_num_threads(threads)
+
+
+def team_size() -> int:
+    """How many threads `each` has here."""
+    return getattr(_local, "threads", 1)
 
 
 def each(function: Callable, items: list) -> list:
-    """[function(item)], in threads where torch may use several."""
-    threads = min(torch.get_num_threads(), 16)
-    nested = threading.current_thread().name.startswith(_NAME)  # waiting for one's own pool could last for ever
-    if threads == 1 or len(items) < 2 or nested:
+    """[function(item)], by the team, the calling thread among it; an error is raised when all have stopped."""
+    if team_size() == 1 or len(items) < 2:
         return [function(item) for item in items]
-    return list(_pool(threads, os.getpid()).map(function, items))
+    inference, results, errors = torch.is_inference_mode_enabled(), [None] * len(items), []
+    left = iter(range(len(items)))  # next() on it is one step for the interpreter: no two threads get the same
+
+    def work() -> None:
+        with torch.inference_mode(inference):
+            for i in left:
+                if errors:
+                    return
+                try:
+                    results[i] = function(items[i])
+                except BaseException as error:
+                    errors.append(error)
+
+    helpers = min(team_size(), len(items)) - 1
+    futures = [_pool(team_size() - 1, os.getpid()).submit(work) for _ in range(helpers)]
+    work()
+    for future in futures:
+        future.result()
+    if errors:
+        raise errors[0]
+    return results

@@ -1,8 +1,8 @@
 """How a picture's latent is cut: segments, the windows that the networks work on, and rows of them that can be dropped.
 
 A segment is about 64x64 cells (1024x1024 pixels). Segments are coded independently and are also the windows, which the
-networks see with a halo of their receptive field around: so memory is bounded and no seam can be seen. What is computed
-in windows stands in latents.py.
+networks see with a halo of their receptive field around: so memory is bounded and no seam can be seen. A team of
+threads works on parts of them. What is computed in windows stands in latents.py.
 """
 
 import dataclasses
@@ -27,6 +27,12 @@ class Bands:
             if begin < bottom and end > top
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+
+    def part_of(self, window: "Window") -> Tensor:
+        """The cells [B,h,w,C] of a window that lies in one band, to be written to."""
+        band = next(i for i, end in enumerate(self.rows[1:]) if window.top < end)
+        top = self.rows[band]
+        return self.parts[band][:, window.top - top : window.bottom - top, window.left : window.right]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +87,18 @@ class Grid:
     @property
     def bands(self) -> int:
         return len(self.rows) - 1
+
+    def pieces(self, band: int, team: int) -> list[Window]:
+        """The windows of a band for `team` threads: where they are few, each cut into as many runs of rows, of 16 rows
+        at least and beginning at multiples of four."""
+        windows = self.windows(band)
+        top, bottom = self.rows[band : band + 2]
+        count = min(team, (bottom - top) // 16) if len(windows) < 2 * team else 1
+        if count < 2:
+            return windows
+        edges = [top + (bottom - top) * i // (4 * count) * 4 for i in range(count)] + [bottom]
+        runs = zip(edges, edges[1:], strict=False)
+        return [dataclasses.replace(one, top=a, bottom=b) for a, b in runs for one in windows]
 
     def windows(self, band: int) -> list[Window]:
         top, bottom = self.rows[band : band + 2]

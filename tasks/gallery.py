@@ -60,7 +60,7 @@ def groups_page(
         body += (
             f'<section><h2>Altered copies</h2><p class="soft">{others:,} pictures that show another one or a part of '
             "it: crops, frames, overlays, turned and mirrored. To look at only: no other file gives them back, so "
-            f'nothing could be freed.</p>{_groups(altered, album, _altered_words, lambda group: "")}</section>'
+            f"nothing could be freed.</p>{_groups(altered, album, _altered_words, lambda group: '')}</section>"
         )
     lead = (
         f"{members:,} of {objects:,} objects in {url} are copies, in {len(groups):,} groups; {_size(bytes_freed)} "

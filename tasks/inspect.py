@@ -144,4 +144,3 @@ def lost(night: Night, item: dict, why: str) -> dict:
 
 def gather(night: Night, shard: str, rows: list[dict]):
     return table_of(rows, CATALOG_SCHEMA)
-

@@ -149,7 +149,6 @@ class Earlier:
         chosen = np.sort(by_code[nth < FAN])
         return places[chosen], codes[chosen]
 
-
     def embedded(self, network: str) -> tuple[np.ndarray, np.ndarray | None]:
         """(places, float32 vectors or None) of keepers that have an embedding by this network."""
         places = np.flatnonzero(pc.fill_null(pc.equal(self.held["embedding_id"], network), False).to_numpy())

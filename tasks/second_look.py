@@ -100,9 +100,7 @@ def check(night: Night, item: dict, fetched) -> list[dict]:
     return rows
 
 
-def answers(
-    item: dict, alike: bool, why: str, value: float | None = None, view: View | None = None
-) -> list[dict]:
+def answers(item: dict, alike: bool, why: str, value: float | None = None, view: View | None = None) -> list[dict]:
     value = None if value is None or math.isnan(value) else value
     answer = {"keeper_key": item["keeper"]["key"], "alike": alike, "psnr": value, "why": why}
     answer |= {"keeper_turn": view.turn, "keeper_box": list(view.box)} if view else {}

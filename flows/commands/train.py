@@ -14,18 +14,14 @@ def register(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("network", choices=("codec", "denoise", "superres", "embedding"))
-    command.add_argument(
-        "--data", type=Path, nargs="+", required=True, help="folders of pictures, searched whole"
-    )
+    command.add_argument("--data", type=Path, nargs="+", required=True, help="folders of pictures, searched whole")
     command.add_argument("--out", type=Path, required=True, help="checkpoints, log and weights go here")
     command.add_argument("--minutes", type=float, default=60.0, help="time to train (default 60)")
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, default=1, help="CPU threads (default 1; see README)")
     command.add_argument("--seed", type=int, default=1)
-    command.add_argument(
-        "--variant", help="for networks that have several: which one (see the training's own --help)"
-    )
+    command.add_argument("--variant", help="for networks that have several: which one (see the training's own --help)")
     command.set_defaults(handler=train)
 
 

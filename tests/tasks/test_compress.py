@@ -43,10 +43,7 @@ def press(tmp_path):
             (source / name).write_bytes(data)
         night = Night(RUN, str(source), str(tmp_path / "dest"), model=codec_model().identity, device="cpu", **options)
         listed = sorted((info for info in store_of(str(source)).list() if info.key in files), key=lambda i: i.key)
-        items = [
-            {name: getattr(i, name) for name in LISTED}
-            for i in listed
-        ]
+        items = [{name: getattr(i, name) for name in LISTED} for i in listed]
         looked = [inspect.inspect_object(night, *pair) for pair in read_ahead(LOOK, night, items)]
         rows = table_of(looked, CATALOG_SCHEMA).to_pylist()
         change(rows, night)

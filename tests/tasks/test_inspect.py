@@ -39,11 +39,7 @@ def look(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         night = Night("20260101T000000Z-0000", str(tmp_path), str(tmp_path / "dest"), **options)
-        (item,) = [
-            {name: getattr(i, name) for name in LISTED}
-            for i in store_of(str(tmp_path)).list()
-            if i.key == name
-        ]
+        (item,) = [{name: getattr(i, name) for name in LISTED} for i in store_of(str(tmp_path)).list() if i.key == name]
         before(path)
         ((item, fetched),) = read_ahead(STEP, night, [item])
         row = inspect.inspect_object(night, item, fetched)
@@ -149,9 +145,7 @@ def test_reading_ahead_keeps_order_and_hands_over_errors(tmp_path):
     for i in range(20):
         (tmp_path / f"{i:02d}").write_bytes(bytes([i]))
     night = Night("20260101T000000Z-0000", str(tmp_path), str(tmp_path / "dest"))
-    items = [
-        {"key": f"{i:02d}", "size": 1, "etag": "wrong" if i == 7 else None, "modified": None} for i in range(20)
-    ]
+    items = [{"key": f"{i:02d}", "size": 1, "etag": "wrong" if i == 7 else None, "modified": None} for i in range(20)]
     got = list(read_ahead(STEP, night, items))
     assert [item["key"] for item, _ in got] == [f"{i:02d}" for i in range(20)]
     assert isinstance(got[7][1], Changed) and got[8][1][0] == b"\x08"
