@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from codec import indices as exact_indices
+from codec import inference as inference_module
+from codec import loops
 from codec.indices import FloatIndices, IntegerIndices, indices_of
-from codec.inference import Inference, inference_of
+from codec.inference import Inference, _fusing, _Layer, inference_of
 from codec.packed import EVEN, ODD, around, pack, taps_of, unpack
 from codec.winograd import Convolution3x3
 
@@ -53,6 +55,39 @@ def pixels_of(linear: torch.Tensor, means: torch.Tensor | None, added: torch.Ten
     t = t.reshape(batch, 3, 16 * height, 16 * width)
     blocks = added.view(batch, 2 * height, 2 * width, 3, 8, 8).permute(0, 3, 1, 4, 2, 5)
     return (t + blocks.reshape(t.shape)) / 255 + 0.5
+
+
+def test_loops_are_torchs_functions():
+    x = torch.randn(2, 5, 7, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 4, 33)
+    x[0, 0, 0, :3] = torch.tensor([0.0, -0.0, 1e-30])
+    for part in (x, x[..., 5:20], x[:, 1:, ::2]):
+        assert (loops.asinh(part, torch.float32) - torch.asinh(part.double())).abs().max() < 2e-6
+        coarse = loops.asinh(part, torch.bfloat16)
+        assert coarse.dtype == torch.bfloat16
+        assert torch.allclose(coarse.float(), torch.asinh(part), rtol=2**-8, atol=1e-6)
+    for part in (x, x.bfloat16()):
+        assert (loops.limited(part) - 8 * torch.tanh(part.double() / 8)).abs().max() < 5e-6
+    symbols = torch.randint(-2000, 2000, (2, 6, 3, 4)).short().permute(0, 2, 3, 1)
+    table = torch.arange(1024).float()
+    assert torch.equal(loops.looked_up(symbols, table), symbols.abs().clamp(max=1023).float())
+    extreme = torch.full((1, 1, 1, 1), -32768, dtype=torch.int16)
+    assert loops.looked_up(extreme, table).item() == 1023
+
+
+def test_fused_layers_are_plain_ones(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    t = torch.randn(2, 9, 11, 48, generator=generator)
+    weight, bias = torch.randn(32, 48, 3, 3, generator=generator) / 20, torch.randn(32, generator=generator)
+    layer = _Layer(weight, bias)
+    results = []
+    for fusing in (_fusing(torch.float32), False):
+        monkeypatch.setattr(inference_module, "_fusing", lambda dtype, fusing=fusing: fusing)
+        sums = torch.ones(2, 9, 11, 32)
+        layer.add_to(sums, t)
+        results.append((layer(t), layer.leaky(t), sums))
+    for fused, plain in zip(*results, strict=True):
+        assert torch.allclose(fused, plain, atol=1e-4)
+    assert torch.allclose(results[1][0] + 1, results[1][2], atol=1e-5) and (results[1][1] < 0).any()
 
 
 def test_analysis_and_synthesis(model):

@@ -1,0 +1,105 @@
+"""Work by a team of threads: all of it, once, each piece with one of torch's threads, and the same pictures."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codec.coder import decode, encode, encode_batch
+from codec.threads import each, team, team_size
+from codec.windows import Grid
+
+
+@pytest.fixture
+def three():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_team_takes_torchs_threads_and_gives_them_back(three):
+    assert team_size() == 1
+    with team():
+        assert (team_size(), torch.get_num_threads()) == (3, 1)
+        with team():
+            assert (team_size(), torch.get_num_threads()) == (3, 1)
+        assert (team_size(), torch.get_num_threads()) == (3, 1)
+    assert (team_size(), torch.get_num_threads()) == (1, 3)
+
+
+def test_each_piece_once_by_several_threads_with_one_of_torchs(three):
+    together, seen = threading.Barrier(3, timeout=20), []
+
+    def work(item: int) -> int:
+        if item < 3:
+            together.wait()  # three threads must be here at once
+        torch.zeros(1 << 20).add_(1)  # a thread's first parallel operation may change its number of threads
+        seen.append((threading.current_thread().name, torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return 10 * item
+
+    with torch.inference_mode(), team():
+        assert each(work, list(range(20))) == [10 * i for i in range(20)]
+    assert len({name for name, _, _ in seen}) == 3 and len(seen) == 20
+    assert {(threads, inference) for _, threads, inference in seen} == {(1, True)}
+    assert torch.get_num_threads() == 3
+
+
+def test_without_a_team_the_caller_works_alone(three):
+    assert set(each(lambda _: threading.current_thread().name, [1, 2, 3])) == {threading.current_thread().name}
+
+
+def test_an_error_reaches_the_caller_when_all_have_stopped(three):
+    running = []
+
+    def work(item: int) -> None:
+        running.append(item)
+        try:
+            if item == 2:
+                raise KeyError("piece 2")
+        finally:
+            running.remove(item)
+
+    with team(), pytest.raises(KeyError, match="piece 2"):
+        each(work, list(range(6)))
+    assert running == [] and torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 90), (32, 48), (77, 102), (130, 64), (515, 520)])
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_pieces_cover_a_band_and_lie_in_its_windows(size, members):
+    grid = Grid(*size, 64)
+    for band in range(grid.bands):
+        windows, pieces = grid.windows(band), grid.pieces(band, members)
+        covered = np.zeros(size, int)
+        for piece in pieces:
+            covered[piece.top : piece.bottom, piece.left : piece.right] += 1
+            assert piece.top % 4 == piece.left % 4 == 0
+            assert any((w.left, w.right) == (piece.left, piece.right) for w in windows)
+        top, bottom = grid.rows[band : band + 2]
+        assert (covered[top:bottom] == 1).all() and covered.sum() == (bottom - top) * size[1]
+        if members > 1 and bottom - top >= 32 and len(windows) < 2 * members:
+            assert len(pieces) > len(windows)
+
+
+@pytest.mark.parametrize("effort", [0, 1])
+def test_a_team_makes_the_same_picture(either, three, effort):
+    rng = np.random.default_rng(3)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8))
+    image = coarse.resize((530, 1210), Image.Resampling.BICUBIC)
+    file = encode(image, 60, model=either, effort=effort)
+    by_three = np.asarray(decode(file, model=either)).astype(int)
+    torch.set_num_threads(1)
+    alone = np.asarray(decode(file, model=either)).astype(int)
+    assert np.abs(by_three - alone).max() <= 1
+    assert abs(len(encode(image, 60, model=either, effort=effort)) - len(file)) <= 0.002 * len(file) + 8
+
+
+def test_batches_of_several_shapes_by_a_team(either, three):
+    images = [Image.new("RGB", size, colour) for size, colour in (((40, 60), "red"), ((64, 64), "blue"))] * 2
+    files = encode_batch(images, 50, model=either)
+    for image, file in zip(images, files, strict=True):
+        assert decode(file, model=either).size == image.size
+    assert torch.get_num_threads() == 3 and team_size() == 1
