@@ -16,7 +16,6 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -388,22 +387,13 @@ def _groups(shapes: list, model: NightCodec) -> list[list[int]]:
 
 
 def _each_group(function, groups: list, model: NightCodec) -> None:
-    """function(group) for all: on a CPU with several threads, so many groups at a time with one thread each.
-
-    Pictures scale over cores better than the operations within one. Each worker thread sets its own OpenMP team; the
-    calling thread's stays as it is.
-    """
-    threads = torch.get_num_threads()
-    if model.log_gain.is_cuda or threads == 1 or len(groups) < 2:
+    """function(group) for all: on a CPU with several threads, so many groups at a time with one thread each."""
+    if model.log_gain.is_cuda:
         for group in groups:
             function(group)
-        return
-    with ThreadPoolExecutor(min(threads, len(groups)), "npi-group", lambda: torch.set_num_threads(1)) as pool:
-        try:
-            for _ in pool.map(function, groups):
-                pass
-        finally:
-            torch.set_num_threads(threads)  # what threads begun later take as their default
+    else:
+        with team():
+            each(function, groups)
 
 
 def encode_batch(images: list, quality: float | list[float] | None = None, *, model=None, device="auto",

@@ -57,8 +57,10 @@ def team_size() -> int:
 
 
 def each(function: Callable, items: list) -> list:
-    """[function(item)], by the team, the calling thread among it; an error is raised when all have stopped."""
-    if team_size() == 1 or len(items) < 2:
+    """[function(item)], by the team, the calling thread among it; an error is raised when all have stopped. Inside
+    `function` each thread works alone."""
+    members = team_size()
+    if members == 1 or len(items) < 2:
         return [function(item) for item in items]
     inference, results, errors = torch.is_inference_mode_enabled(), [None] * len(items), []
     left = iter(range(len(items)))  # next() on it is one step for the interpreter: no two threads get the same
@@ -73,11 +75,16 @@ def each(function: Callable, items: list) -> list:
                 except BaseException as error:
                     errors.append(error)
 
-    helpers = min(team_size(), len(items)) - 1
-    futures = [_pool(team_size() - 1, os.getpid()).submit(work) for _ in range(helpers)]
-    work()
+    pool = _pool(members - 1, os.getpid())
+    futures = [pool.submit(work) for _ in range(min(members, len(items)) - 1)]
+    _local.threads = 1
+    try:
+        work()
+    finally:
+        _local.threads = members
     for future in futures:
-        future.result()
+        if not future.cancel():  # it may still wait for other callers' work
+            future.result()
     if errors:
         raise errors[0]
     return results

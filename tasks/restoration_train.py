@@ -495,6 +495,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float)
     parser.add_argument("--decay", type=float, help="share of the time in which the learning rate falls")
     parser.add_argument("--optimiser", choices=("muon", "adam"))
+    parser.add_argument("--noise", type=float, nargs=3, metavar="SHARE", help="of Gaussian, Poisson-Gaussian, camera")
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--config", type=json.loads, help='sizes of the network as JSON, e.g. {"depth": 12}')
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -505,7 +506,8 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     name, _ = variant_parts(a.task, a.variant)
-    changes = {k: getattr(a, k) for k in ("batch", "size", "rate", "decay", "optimiser") if getattr(a, k) is not None}
+    names = ("batch", "size", "rate", "decay", "optimiser", "noise")
+    changes = {k: getattr(a, k) for k in names if getattr(a, k) is not None}
     recipe = dataclasses.replace(RECIPES[a.task][name], **changes)
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in (a.config or {}).items()}
     train(
