@@ -237,14 +237,17 @@ class Inference:
 
     # -- transforms
 
-    def analysis(self, pixels: Tensor) -> Tensor:
-        """float32 [B,h,w,768], pixels of each cell less 127.5 in the order of `_quarters` -> y [B,h,w,latent]."""
+    def analysis(self, pixels: Tensor, inner: tuple[slice, slice] = (slice(None), slice(None))) -> Tensor:
+        """float32 [B,h,w,768], pixels of each cell less 127.5 in the order of `_quarters` -> y of the rows and columns
+        `inner` of these, [B,..,..,latent]."""
         batch, height, width, _ = pixels.shape
         parts = self.enter(pixels.view(batch, height, 4 * width, 192))
         t = parts.reshape(batch, height, width, 2, 2, -1).transpose(2, 3).to(self.dtype)
         t = t.reshape(batch, 2 * height, 2 * width, -1)
         self.encoder(t)
-        return self.linear_analysis(pixels).add_(self.leave(_to_cells(t)))
+        rows, columns = inner[0].indices(height), inner[1].indices(width)
+        t = t[:, 2 * rows[0] : 2 * rows[1], 2 * columns[0] : 2 * columns[1]]
+        return self.linear_analysis(pixels[:, *inner]).add_(self.leave(_to_cells(t)))
 
     def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """y_hat float32 [B,h,w,latent] -> the linear picture less 127.5 [B,h,w,768] in the order of `_quarters`; what

@@ -165,8 +165,7 @@ def analyse(model: NightCodec, images: list[Image.Image], grid: Grid) -> Bands:
 
     def one(window: Window) -> None:
         outer = window.grown(halo)
-        piece = inference.analysis(_cells_of(images, outer, device))[:, *window.within(outer)]
-        y.part_of(window)[:] = piece
+        y.part_of(window)[:] = inference.analysis(_cells_of(images, outer, device), window.within(outer))
 
     for band in range(grid.bands):
         shape = len(images), grid.rows[band + 1] - grid.rows[band], grid.width, model.config.latent

@@ -142,6 +142,8 @@ def stopwatches(model, spent: dict):
 
 
 def measure(image, model, level: int, repeat: int) -> dict:
+    import torch
+
     from codec.coder import decode, prepare
     from codec.metrics import psnr
 
@@ -149,10 +151,21 @@ def measure(image, model, level: int, repeat: int) -> dict:
     encode_seconds, data = best(lambda: prepare(image, model).code(level), repeat)
     decode_seconds, shown = best(lambda: decode(data, model=model), repeat)
     encoding, decoding = {}, {}
-    with stopwatches(model, encoding):
-        prepare(image, model).code(level)
-    with stopwatches(model, decoding):
-        decode(data, model=model)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # else the stages of several threads overlap
+    try:
+        for spent, function in (
+            (encoding, lambda: prepare(image, model).code(level)),
+            (decoding, lambda: decode(data, model=model)),
+        ):
+            function()
+            with stopwatches(model, spent):
+                begun = time.perf_counter()
+                function()
+                total = time.perf_counter() - begun
+            spent["rest"] = total - sum(spent.values())
+    finally:
+        torch.set_num_threads(threads)
     return {
         "encode_s": encode_seconds, "decode_s": decode_seconds, "bytes": len(data), "psnr": psnr(image, shown),
         "encode_stages": encoding, "decode_stages": decoding,
@@ -214,11 +227,9 @@ def main() -> int:
                 flush=True,
             )
             for title, stages in (("encode", ours["encode_stages"]), ("decode", ours["decode_stages"])):
-                total = ours[f"{title}_s"]
                 listed = sorted(stages.items(), key=lambda item: -item[1])
                 parts = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in listed)
-                rest = 1000 * (total - sum(stages.values()))
-                print(f"         {title} {1000 * total:.0f} ms: {parts}, rest {rest:.0f}")
+                print(f"         {title}, ms in one thread: {parts}")
             if args.batch:
                 print(
                     f"         in batches of {args.batch}: encode {megapixels / row['batch']['encode_s']:.2f}, decode "
