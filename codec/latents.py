@@ -107,22 +107,27 @@ def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
     """A later group's pass in one go, as NightCodec.round has it: y, mean, index [h,w,C], gain [C] -> symbols, indices
     [C,h,w] and values [h,w,C] in place."""
     height, width, channels = mean.shape
-    most = thresholds.shape[1] - 1
+    most, entries, limits = thresholds.shape[1] - 1, thresholds.shape[1], thresholds.ravel()
+    residual, rounded = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    row = np.empty((width, channels), np.int16)
     for r in range(height):
         for k in range(width):
             for c in range(channels):
-                bin_, middle, symbol = index[r, k, c], mean[r, k, c], np.float32(0)
-                if bin_ > 0:
-                    residual = y[r, k, c] * gain[c] - middle
-                    magnitude = abs(residual)
-                    symbol = min(np.rint(magnitude), np.float32(32767))
-                    if symbol <= most and magnitude < thresholds[bin_, int(symbol)]:
-                        symbol -= np.float32(1)
-                    if residual < 0:
-                        symbol = -symbol
-                symbols[c, r, k] = np.int16(symbol)
-                indices[c, r, k] = bin_
-                values[r, k, c] = symbol + middle
+                residual[c] = y[r, k, c] * gain[c] - mean[r, k, c]
+                rounded[c] = min(np.rint(abs(residual[c])), np.float32(32767))
+            for c in range(channels):
+                symbol = np.int32(rounded[c])
+                bin_ = np.int32(index[r, k, c])
+                lower = symbol <= most and abs(residual[c]) < limits[bin_ * entries + min(symbol, most)]
+                symbol = (symbol - lower) * (bin_ > 0)
+                row[k, c] = -symbol if residual[c] < 0 else symbol
+            for c in range(channels):
+                values[r, k, c] = np.float32(row[k, c]) + mean[r, k, c]
+        for first in range(0, channels, 32):  # few planes at a time, so that they stay in the cache
+            for k in range(width):
+                for c in range(first, min(first + 32, channels)):
+                    symbols[c, r, k] = row[k, c]
+                    indices[c, r, k] = index[r, k, c]
 
 
 @numba.njit(cache=True, nogil=True)
