@@ -37,7 +37,6 @@ from tasks.restoration_networks import (
 )
 
 SIGMA_RANGE = (2.0, 58.0)  # of the Gaussian samples, 0..255 scale
-SCALES_OF_TILES = (1.0, 0.7, 0.5)  # superres: each picture is used at these sizes
 
 
 # -- what a noisy sample is
@@ -219,13 +218,16 @@ class NoisyPatches(torch.utils.data.IterableDataset):
 
 class ReducedPatches(torch.utils.data.IterableDataset):
     """Endless batches (small: float32 [B,1,S,S], large: float32 [B,1,s*S,s*S]) of luma in 0..1, reduced by Pillow's
-    bicubic filter on 8-bit RGB."""
+    bicubic filter on 8-bit RGB. sizes: factors by which each picture is reduced before."""
 
-    def __init__(self, pictures: list[np.ndarray], count: int, size: int, seed: int, scale: int):
+    def __init__(
+        self, pictures: list[np.ndarray], count: int, size: int, seed: int, scale: int,
+        sizes: tuple[float, ...] = (1.0, 0.7, 0.5),
+    ):  # fmt: skip
         self.count, self.size, self.seed, self.scale = count, size, seed, scale
         self.pairs = []
         for picture in pictures:
-            for factor in SCALES_OF_TILES:
+            for factor in sizes:
                 pair = self.pair(picture, factor)
                 if min(pair[0].shape) >= size:
                     self.pairs.append(pair)
@@ -273,13 +275,15 @@ def luma(samples: np.ndarray) -> np.ndarray:
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """batch: samples a step; size: side of a sample in input pixels; rate: Adam's; decay: share of the time in which
-    the rate falls; noise: shares of Gaussian, Poisson-Gaussian and camera noise; optimiser: muon | adam."""
+    the rate falls; noise: shares of Gaussian, Poisson-Gaussian and camera noise; sizes: factors by which enlargers'
+    pictures are reduced before; optimiser: muon | adam."""
 
     batch: int = 4
     size: int = 96
     rate: float = 1e-3
     decay: float = 0.4
     noise: tuple[float, float, float] = (0.6, 0.15, 0.25)
+    sizes: tuple[float, ...] = (1.0, 0.7, 0.5)
     optimiser: str = "muon"
 
 
@@ -337,8 +341,9 @@ def train(
         taken = take_over(network, start)
         say(f"{taken} of {len(network.state_dict())} tensors start from {start}")
     network = network.to(device).to(memory_format=torch.channels_last).train()
-    linear = [p for key, p in network.named_parameters() if key == "linear"]  # starts as bicubic: moves slowly
-    optimiser = Optimiser(network.parameters(), recipe.rate, linear, recipe.optimiser, betas=(0.9, 0.99))
+    # What starts as bicubic moves slowly, and so does a deconvolution (as FSRCNN's authors have it).
+    slow = [p for key, p in network.named_parameters() if key == "linear" or key.startswith("enlarge.")]
+    optimiser = Optimiser(network.parameters(), recipe.rate, slow, recipe.optimiser, betas=(0.9, 0.99))
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     step, past, falling = 0, 0.0, False
     checkpoint = out / "trunk.pt"
@@ -356,7 +361,7 @@ def train(
     if task == "denoise":
         batches = NoisyPatches(pictures, recipe.batch, recipe.size, seed + step, recipe.noise)
     else:
-        batches = ReducedPatches(pictures, recipe.batch, recipe.size, seed + step, scale)
+        batches = ReducedPatches(pictures, recipe.batch, recipe.size, seed + step, scale, recipe.sizes)
     loader = iter(
         torch.utils.data.DataLoader(batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda")
     )
@@ -496,6 +501,7 @@ def main() -> None:
     parser.add_argument("--decay", type=float, help="share of the time in which the learning rate falls")
     parser.add_argument("--optimiser", choices=("muon", "adam"))
     parser.add_argument("--noise", type=float, nargs=3, metavar="SHARE", help="of Gaussian, Poisson-Gaussian, camera")
+    parser.add_argument("--sizes", type=float, nargs="+", help="by which enlargers' pictures are reduced before")
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--config", type=json.loads, help='sizes of the network as JSON, e.g. {"depth": 12}')
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -506,7 +512,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     name, _ = variant_parts(a.task, a.variant)
-    names = ("batch", "size", "rate", "decay", "optimiser", "noise")
+    names = ("batch", "size", "rate", "decay", "optimiser", "noise", "sizes")
     changes = {k: getattr(a, k) for k in names if getattr(a, k) is not None}
     recipe = dataclasses.replace(RECIPES[a.task][name], **changes)
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in (a.config or {}).items()}
