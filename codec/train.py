@@ -248,9 +248,9 @@ def train(
     out: Path,
     minutes: float,
     batch_size: int = 8,
-    size: int = 256,
-    rate: float = 8e-4,
-    decay: float = 0.4,
+    size: int = 192,
+    rate: float = 2e-3,
+    decay: float = 0.6,
     finish: float = 0.1,
     device: str = "cpu",
     resume: bool = False,
@@ -263,7 +263,8 @@ def train(
     """Train for `minutes` (or go on from out/trunk.pt); returns the path of the exported weights.
 
     `start`: a model file whose fitting tensors are taken as first values; blocks that `config` lacks are dropped, the
-    latent's channels put in its order. optimiser_kind: muon | adam.
+    latent's channels put in its order. config: by default the sizes of `start`, or Config's. optimiser_kind: muon |
+    adam. Raises FileNotFoundError where there are no pictures, ValueError where `start` is no model.
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the learning rate
     starts to fall, out/codec.safetensors at the end. The .pt files are this function's own; it loads them with
     weights_only, and no others.
@@ -271,13 +272,15 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    config = config or Config()
+    if start is not None:
+        arrays, metadata = networks.read_model_file(start)
+        old = Config.of_json(metadata["config"])
+    config = config or (Config() if start is None else old)
     model = NightCodec(config).to(device).set_precision("auto")
     if device == "cuda":
         model = model.to(memory_format=torch.channels_last)
     if start is not None:
-        arrays, metadata = networks.read_model_file(start)
-        arrays = regrouped(thinned(arrays, config), Config.of_json(metadata["config"]), config)
+        arrays = regrouped(thinned(arrays, config), old, config)
         tensors = networks.float_tensors(model, arrays)
         model.load_state_dict(tensors, strict=False)
         say(f"{len(tensors)} of {len(model.state_dict())} tensors from {start}")
@@ -404,9 +407,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=8e-4)
-    parser.add_argument("--decay", type=float, default=0.4, help="share of the time in which the learning rate falls")
+    parser.add_argument("--size", type=int, default=192, help="side of a crop in pixels")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--decay", type=float, default=0.6, help="share of the time in which the learning rate falls")
     parser.add_argument("--finish", type=float, default=0.1, help="share of the time with the encoder frozen")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)

@@ -326,8 +326,8 @@ def train(
 
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the rate starts to
     fall. `start`: a weights file whose tensors are taken over where name and shape agree (merged kernels become the
-    3x3 branch). `loaders`: processes that make batches (0: this one, right for one CPU thread). The .pt files are this
-    function's own; it loads them with weights_only.
+    3x3 branch), and its sizes unless `config` names others. `loaders`: processes that make batches (0: this one, right
+    for one CPU thread). The .pt files are this function's own; it loads them with weights_only.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -335,6 +335,9 @@ def train(
     recipe = recipe or RECIPES[task][name]
     torch.manual_seed(seed)
     kind = NETWORKS[task][name]
+    if config is None and start and (file := load_network(start)).name == name:
+        config = dataclasses.asdict(file.network.config)
+        config.pop("merged", None)
     sizes = dict(config or {}, **({"scale": scale} if task == "superres" else {}))
     network = kind(kind.config_class(**sizes))
     if start:
@@ -515,7 +518,7 @@ def main() -> None:
     names = ("batch", "size", "rate", "decay", "optimiser", "noise", "sizes")
     changes = {k: getattr(a, k) for k in names if getattr(a, k) is not None}
     recipe = dataclasses.replace(RECIPES[a.task][name], **changes)
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in (a.config or {}).items()}
+    config = a.config and {k: tuple(v) if isinstance(v, list) else v for k, v in a.config.items()}
     train(
         a.task, a.data, a.out, a.variant, a.minutes, a.resume, a.device, a.seed,
         start=a.start, recipe=recipe, config=config, loaders=a.loaders,

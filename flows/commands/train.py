@@ -18,6 +18,7 @@ def register(subparsers) -> None:
     command.add_argument("--out", type=Path, required=True, help="checkpoints, log and weights go here")
     command.add_argument("--minutes", type=float, default=60.0, help="time to train (default 60)")
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    command.add_argument("--start", type=Path, metavar="FILE", help="weights to start from (not embedding's)")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, default=1, help="CPU threads (default 1; see README)")
     command.add_argument("--seed", type=int, default=1)
@@ -31,6 +32,10 @@ def train(args: argparse.Namespace) -> int:
     for folder in args.data:
         if not folder.is_dir():
             raise WrongUsage(f"--data {folder} is not a folder; name a folder of pictures")
+    if args.start and not args.start.is_file():
+        raise WrongUsage(f"--start {args.start} is not there; name a .safetensors file that a training wrote")
+    if args.start and args.network == "embedding":
+        raise WrongUsage("--start is for codec, denoise and superres; embeddings go on by --resume")
     device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise WrongUsage("--device cuda: torch sees no GPU here; use --device cpu")
@@ -40,7 +45,7 @@ def train(args: argparse.Namespace) -> int:
         if args.network == "codec":
             from codec.train import train as train_codec
 
-            path = train_codec(args.data, args.out, **common)
+            path = train_codec(args.data, args.out, start=args.start, **common)
         elif args.network == "embedding":
             from tasks.embedding_train import train as train_embedding
 
@@ -48,7 +53,9 @@ def train(args: argparse.Namespace) -> int:
         else:
             from tasks.restoration_train import train as train_restoration
 
-            path = train_restoration(args.network, args.data, args.out, variant=args.variant, **common)
+            path = train_restoration(
+                args.network, args.data, args.out, variant=args.variant, start=args.start, **common
+            )
     except FileNotFoundError as error:
         raise WorkFailed(str(error)) from error
     except ValueError as error:
