@@ -223,7 +223,7 @@ class Prepared:
             raise ValueError(f"level {level} is outside 0..{LEVELS}")
         if self._last is None or self._last[0] != level:
             self._last = None
-            with torch.inference_mode(), team():
+            with torch.inference_mode(), team(self.model.log_gain.is_cuda):
                 levels = torch.full((1,), level, device=self.model.log_gain.device)
                 latents = quantise(self.model, self._y, levels, self._grid)
                 y = self._y
@@ -253,7 +253,7 @@ class Prepared:
     def code(self, level: int) -> bytes:
         """The .npi file at that level."""
         latents = self._latents(level)
-        with team():
+        with team(self.model.log_gain.is_cuda):
             return _seal(self, latents, 0, level)
 
     def reconstruct(self, level: int) -> np.ndarray:
@@ -265,7 +265,7 @@ class Prepared:
             target = out[window.top * 16 : window.bottom * 16, window.left * 16 : window.right * 16]
             paint(0, target, self.grey)
 
-        with torch.inference_mode(), team():
+        with torch.inference_mode(), team(self.model.log_gain.is_cuda):
             known = all(part is not None for part in latents.values.parts)
             for band in range(self._grid.bands) if known else revalue(self.model, latents):
                 render(self.model, latents, band, show)
@@ -326,7 +326,7 @@ def prepare(picture, model: NightCodec, segment: int = SEGMENT, effort: int = 0)
     """Picture (or bytes, PIL image, uint8 array) -> Prepared, after its analysis. effort: see `encode`."""
     picture = _as_picture(picture)
     grid = Grid(*_cells(picture.image), segment)
-    with torch.inference_mode(), team():
+    with torch.inference_mode(), team(model.log_gain.is_cuda):
         y = analyse(model, [picture.image], grid)
     return Prepared(picture, model, grid, y, segment, checked_effort(effort))
 
@@ -415,7 +415,7 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
 
     def encode_group(group: list[int]) -> None:
         grid = Grid(*_cells(pictures[group[0]].image), SEGMENT)
-        with torch.inference_mode(), team():
+        with torch.inference_mode(), team(model.log_gain.is_cuda):
             y = analyse(model, [pictures[i].image for i in group], grid)
             prepared = [Prepared(pictures[i], model, grid, y, SEGMENT) for i in group]
             at = torch.tensor([levels[i] for i in group], device=model.log_gain.device)
@@ -424,11 +424,10 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
                 y = refined(model, [(one.picture.image, one.grey) for one in prepared], y, latents)
                 latents = quantise(model, y, at, grid)
 
-        def seal(item: int) -> None:
-            i = group[item]
-            files[i] = _seal(prepared[item], latents, item, levels[i])
+            def seal(item: int) -> None:
+                i = group[item]
+                files[i] = _seal(prepared[item], latents, item, levels[i])
 
-        with team():
             each(seal, list(range(len(group))))
 
     _each_group(encode_group, _groups([_cells(picture.image) for picture in pictures], model), model)
@@ -573,7 +572,7 @@ class _Canvas:
 
 def _decode_parsed(model: NightCodec, streams: list[Bitstream]) -> list[Image.Image]:
     try:
-        with torch.inference_mode(), team():
+        with torch.inference_mode(), team(model.log_gain.is_cuda):
             return _decode_group(model, streams)
     except entropy.EntropyError as error:
         raise BadBitstream(str(error)) from error

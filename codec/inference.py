@@ -40,7 +40,7 @@ def _fusing(dtype: torch.dtype) -> bool:
         fused = _fused(t, layer), _fused_leaky(t, layer), _fused_add(more.clone(), t, layer)
     except (AttributeError, RuntimeError, TypeError):
         return False
-    near = {"atol": 0.1, "rtol": 0.02}
+    near = {"atol": 0.1, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-4}
     wanted = expected, F.leaky_relu(expected, SLOPE), expected + more
     return all(torch.allclose(a.float(), b.float(), **near) for a, b in zip(fused, wanted, strict=True))
 
@@ -125,9 +125,9 @@ class _LinearSynthesis:
     """y_hat [B,h,w,latent] -> the linear picture [B,h,w,768] and what to add to it per block of 8x8 and colour, float32
     [B,h,w,12].
 
-    Where `dtype` is coarse, the mean of each block is taken out of the picture and computed in float32 from the first
-    `large` channels, which hold what is large; the rest is small enough for the rounding of `dtype`. Else the means are
-    zero (None).
+    Where `dtype` is coarse and the latent has groups, the mean of each block is taken out of the picture and computed
+    in float32 from the first `large` channels, which hold what is large; the rest is small enough for the rounding of
+    `dtype`. Else the means are zero (None).
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, large: int):
@@ -252,7 +252,8 @@ class Inference:
     def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """y_hat float32 [B,h,w,latent] -> the linear picture less 127.5 [B,h,w,768] in the order of `_quarters`; what
         to add to it in each block of 64 of these, float32 [B,h,w,12] or None; and what to add per block of 8x8
-        (colour, row, column), [B,2h,2w,192]. The first and the last are in the model's precision."""
+        (colour, row, column), [B,2h,2w,192]. The last is in the model's precision, and the first where the
+        latent has groups; else it is float32."""
         coarse = y_hat.to(self.dtype)
         network = self.model.synthesis_network
         enter, middle = (

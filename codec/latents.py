@@ -390,7 +390,7 @@ def refined(model: NightCodec, pictures: list[tuple[Image.Image, bool]], y: Band
     grey = [number for number, (_, colourless) in enumerate(pictures) if colourless]
 
     def one(window: Window) -> None:
-        outer = window.grown(model.synthesis_halo)
+        outer = window.grown(2 * model.synthesis_halo)  # of the pixels that a cell changes, and of these
         x = torch.from_numpy(np.stack([_pixels_of(image, outer) for image, _ in pictures])).to(device)
         x = x.permute(0, 3, 1, 2).float() / 255.0
         with torch.inference_mode(False), torch.enable_grad():

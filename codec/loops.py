@@ -21,7 +21,7 @@ _LOG2 = np.float32(math.log(2))
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _store(values, out):
-    """float32 [n] -> out [n]: the same, or bfloat16 as uint16, to nearest even."""
+    """float32 [n] -> out [n], bfloat16 as uint16, to nearest even."""
     bits = values.view(np.uint32)
     for i in range(out.size):
         word = bits[i]

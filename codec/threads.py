@@ -1,8 +1,8 @@
 """How the codec uses several cores: pieces of the work side by side, each with one of torch's threads to itself.
 
-Within `team` torch works in the calling thread alone, and `each` hands pieces to as many threads as torch had. That
-scales better than the operations within one piece, between which lies much that torch does in one thread, and its idle
-threads do not take the cores from the others.
+Within `team` torch works in the calling thread alone, and `each` hands pieces to as many threads as torch had (at most
+LARGEST_TEAM). That scales better than the operations within one piece, between which lies much that torch does in one
+thread, and its idle threads do not take the cores from the others.
 """
 
 import contextlib
@@ -14,41 +14,56 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-LARGEST_TEAM = 16
+LARGEST_TEAM = 64
 _local = threading.local()
 
 
 @functools.cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads in which torch works alone."""
-    pool = ThreadPoolExecutor(threads, "npi-pool")
-    mine, ready = torch.get_num_threads(), threading.Barrier(threads)
+    pool, ready = ThreadPoolExecutor(threads, "npi-pool"), threading.Barrier(threads)
 
     def begin() -> None:
         torch.get_num_threads()  # the first call in a thread sets what others have chosen, and would do so later
         torch.set_num_threads(1)
         ready.wait()
 
-    for one in [pool.submit(begin) for _ in range(threads)]:
-        one.result()
-    torch.set_num_threads(mine)  # the threads' setting is also what threads begun later start from
+    try:
+        for one in [pool.submit(begin) for _ in range(threads)]:
+            one.result()
+    except RuntimeError:  # no more threads to be had: those that wait go home
+        ready.abort()
+        pool.shutdown(wait=False)
+        raise
+    _for_new_threads(team_size())
     return pool
 
 
+def _for_new_threads(threads: int) -> None:
+    """Sets how many threads torch has in threads begun later, which set_num_threads changes beside the caller's own."""
+    helper = threading.Thread(target=torch.set_num_threads, args=(threads,))
+    helper.start()
+    helper.join()
+
+
 @contextlib.contextmanager
-def team() -> Iterator[None]:
-    """Gives `each` the threads that torch has in this thread, and torch one. Within another team: nothing."""
+def team(cuda: bool = False) -> Iterator[None]:
+    """Gives `each` the threads that torch has in this thread, and torch one; with `cuda`, where pieces are only what
+    follows the networks, torch keeps its own. Within another team: nothing."""
     threads = torch.get_num_threads()
-    if threads == 1:  # as it is in a team, and in the pool
+    if threads == 1 or team_size() > 1:  # one, as it is in the pool
         yield
         return
     _local.threads = min(threads, LARGEST_TEAM)
-    torch.set_num_threads(1)
+    if not cuda:
+        torch.set_num_threads(1)
+        _for_new_threads(threads)
     try:
         yield
     finally:
         _local.threads = 1
-        torch.set_num_threads(threads)
+        if not cuda:
+            torch.set_num_threads(threads)
 
 
 def team_size() -> int:
@@ -57,23 +72,21 @@ def team_size() -> int:
 
 
 def each(function: Callable, items: list) -> list:
-    """[function(item)], by the team, the calling thread among it; an error is raised when all have stopped. Inside
-    `function` each thread works alone."""
+    """[function(item)], by the team, the calling thread among it. Inside `function` each thread works alone. The error
+    of the first item that has one is raised, when all have stopped."""
     members = team_size()
     if members == 1 or len(items) < 2:
         return [function(item) for item in items]
-    inference, results, errors = torch.is_inference_mode_enabled(), [None] * len(items), []
+    inference, results, errors = torch.is_inference_mode_enabled(), [None] * len(items), {}
     left = iter(range(len(items)))  # next() on it is one step for the interpreter: no two threads get the same
 
     def work() -> None:
         with torch.inference_mode(inference):
-            for i in left:
-                if errors:
-                    return
+            while not errors and (i := next(left, None)) is not None:
                 try:
                     results[i] = function(items[i])
                 except BaseException as error:
-                    errors.append(error)
+                    errors[i] = error
 
     pool = _pool(members - 1, os.getpid())
     futures = [pool.submit(work) for _ in range(min(members, len(items)) - 1)]
@@ -85,6 +98,9 @@ def each(function: Callable, items: list) -> list:
     for future in futures:
         if not future.cancel():  # it may still wait for other callers' work
             future.result()
-    if errors:
-        raise errors[0]
+    try:
+        if errors:
+            raise errors[min(errors)]
+    finally:
+        errors.clear()  # else the error would hold this frame, and the frame the error
     return results

@@ -52,6 +52,14 @@ class Window:
             max(0, self.left - halo), min(width, self.right + halo), self.grid,
         )  # fmt: skip
 
+    def cut(self, count: int) -> list["Window"]:
+        """See Grid.pieces."""
+        first, last = ("top", "bottom") if self.shape[0] >= self.shape[1] else ("left", "right")
+        begin, end = getattr(self, first), getattr(self, last)
+        count = max(1, min(count, (end - begin) // 12))
+        edges = [begin + (end - begin) * i // (4 * count) * 4 for i in range(count)] + [end]
+        return [dataclasses.replace(self, **{first: a, last: b}) for a, b in zip(edges, edges[1:], strict=False)]
+
     @property
     def box(self) -> tuple[int, int, int, int]:
         return self.top, self.bottom, self.left, self.right
@@ -89,16 +97,10 @@ class Grid:
         return len(self.rows) - 1
 
     def pieces(self, band: int, team: int) -> list[Window]:
-        """The windows of a band for `team` threads: where they are few, each cut into as many runs of rows, of 16 rows
-        at least and beginning at multiples of four."""
+        """The windows of a band for `team` threads: where they are few, each cut along its longer side into as many, of
+        12 cells at least and beginning at multiples of four."""
         windows = self.windows(band)
-        top, bottom = self.rows[band : band + 2]
-        count = min(team, (bottom - top) // 16) if len(windows) < 2 * team else 1
-        if count < 2:
-            return windows
-        edges = [top + (bottom - top) * i // (4 * count) * 4 for i in range(count)] + [bottom]
-        runs = zip(edges, edges[1:], strict=False)
-        return [dataclasses.replace(one, top=a, bottom=b) for a, b in runs for one in windows]
+        return windows if len(windows) >= 2 * team else [piece for one in windows for piece in one.cut(team)]
 
     def windows(self, band: int) -> list[Window]:
         top, bottom = self.rows[band : band + 2]

@@ -1,6 +1,10 @@
 """Work by a team of threads: all of it, once, each piece with one of torch's threads, and the same pictures."""
 
+import contextlib
+import gc
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -67,6 +71,60 @@ def test_an_error_reaches_the_caller_when_all_have_stopped(three):
     assert running == [] and torch.get_num_threads() == 3
 
 
+def test_the_first_items_error_is_raised(three):
+    both = threading.Barrier(2, timeout=20)
+
+    def work(item: int) -> None:
+        if item < 2:
+            both.wait()  # so that both fail
+            time.sleep(0.05 * (1 - item))
+            raise KeyError(item)
+
+    for _ in range(3):
+        with team(), pytest.raises(KeyError, match="0"):
+            each(work, list(range(6)))
+
+
+def test_what_failed_is_let_go(three):
+    class Held:
+        pass
+
+    held = Held()
+    gone = weakref.ref(held)
+
+    def work(item: int, held=held) -> None:
+        raise KeyError(item)
+
+    gc.disable()
+    try:
+        with team(), contextlib.suppress(KeyError):
+            each(work, [1, 2, 3])
+        del work, held
+        until = time.monotonic() + 5
+        while gone() is not None and time.monotonic() < until:
+            time.sleep(0.01)  # helpers that had nothing to do any more are on their way out
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_threads_begun_meanwhile_have_torchs_number(three):
+    seen = []
+
+    def begin() -> None:
+        torch.zeros(1 << 20).add_(1)
+        seen.append(torch.get_num_threads())
+
+    with team():
+        for _ in range(2):
+            each(abs, [1, 2, 3])
+            stranger = threading.Thread(target=begin)
+            stranger.start()
+            stranger.join()
+        assert torch.get_num_threads() == 1
+    assert seen == [3, 3]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (31, 90), (32, 48), (77, 102), (130, 64), (515, 520)])
 @pytest.mark.parametrize("members", [1, 2, 5])
 def test_pieces_cover_a_band_and_lie_in_its_windows(size, members):
@@ -77,10 +135,11 @@ def test_pieces_cover_a_band_and_lie_in_its_windows(size, members):
         for piece in pieces:
             covered[piece.top : piece.bottom, piece.left : piece.right] += 1
             assert piece.top % 4 == piece.left % 4 == 0
-            assert any((w.left, w.right) == (piece.left, piece.right) for w in windows)
+            assert any(w.top <= piece.top and piece.bottom <= w.bottom for w in windows)
+            assert any(w.left <= piece.left and piece.right <= w.right for w in windows)
         top, bottom = grid.rows[band : band + 2]
         assert (covered[top:bottom] == 1).all() and covered.sum() == (bottom - top) * size[1]
-        if members > 1 and bottom - top >= 32 and len(windows) < 2 * members:
+        if members > 1 and max(windows[0].shape) >= 24 and len(windows) < 2 * members:
             assert len(pieces) > len(windows)
 
 
@@ -94,7 +153,7 @@ def test_a_team_makes_the_same_picture(either, three, effort):
     torch.set_num_threads(1)
     alone = np.asarray(decode(file, model=either)).astype(int)
     assert np.abs(by_three - alone).max() <= 1
-    assert abs(len(encode(image, 60, model=either, effort=effort)) - len(file)) <= 0.002 * len(file) + 8
+    assert abs(len(encode(image, 60, model=either, effort=effort)) - len(file)) <= 2  # a value may lie on an edge
 
 
 def test_batches_of_several_shapes_by_a_team(either, three):
