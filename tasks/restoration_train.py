@@ -290,9 +290,9 @@ class Recipe:
 RECIPES = {
     "denoise": {"night": Recipe(rate=2e-3), "dncnn": Recipe(batch=8, size=48, noise=(1.0, 0.0, 0.0))},
     "superres": {
-        "night": Recipe(batch=16, size=48, optimiser="adam"),
-        "fsrcnn": Recipe(batch=16, size=32, rate=1e-3, optimiser="adam"),
-        "srcnn": Recipe(batch=16, size=20, rate=5e-4, optimiser="adam"),
+        "night": Recipe(batch=16, size=48, rate=2e-3),
+        "fsrcnn": Recipe(batch=16, size=32, rate=2e-3, decay=0.7, optimiser="adam"),
+        "srcnn": Recipe(batch=16, size=20, rate=2e-3, decay=0.7),
     },
 }
 
