@@ -152,7 +152,8 @@ def test_with_a_real_model(photograph):
         if metric == "ms-ssim":
             low, got = metrics.ms_ssim_db(low), metrics.ms_ssim_db(got)
         assert low <= got <= low + 0.1
-        assert target_level(prepared, metric, value).passes <= 4
+        # MS-SSIM of so small a picture moves by a tenth of a decibel from level to level, as wide as the window
+        assert target_level(prepared, metric, value).passes <= (4 if metric == "psnr" else 6)
     file = coder.encode(photograph, max_bytes=7000, model=model)
     assert 0.98 * 7000 <= len(file) <= 7000
 

@@ -278,10 +278,10 @@ def test_too_far_from_the_keepers_bitstream_is_compressed_itself(night, bucket, 
 
 
 def test_a_budget_for_the_run(night, bucket, tmp_path):
-    manifest, rows = night(bucket[0], tmp_path / "dest", target=None, budget="20%", dedup="exact", denoise="off")
+    manifest, rows = night(bucket[0], tmp_path / "dest", target=None, budget="15%", dedup="exact", denoise="off")
     pressed = [row for row in rows.values() if row["status"] == "compressed"]
-    allowed = 0.2 * sum(row["source_bytes"] for row in pressed)
-    assert len(pressed) >= 4
+    allowed = 0.15 * sum(row["source_bytes"] for row in pressed)
+    assert len(pressed) >= 4  # at the highest quality these take 19 %
     assert 0.975 * allowed <= manifest["stored_bytes"] <= allowed
     assert rows["cat/cat small.jpg"]["status"] != "duplicate"
 
