@@ -24,6 +24,7 @@ EXCESS = 0.1  # dB by which a target may be exceeded
 SHORT = 0.02  # part of a byte target that may stay unused
 SMALL_PICTURE_PSNR = 40.0  # what a picture too small for MS-SSIM takes instead
 MARGIN = 0.004  # dB kept above a target, since decoders may differ by a grey step here and there
+NOISY = 12  # levels within which quality moves up and down by as much as it grows
 LAST_PASS = 8  # pictures whose curve jumps get as many
 SAMPLE_LEVELS = (0, 160, 360, 580, 800, 1000)  # where a curve is worth sampling for `allocate`
 
@@ -184,7 +185,8 @@ def _search(measure: Callable[[int], float], family, start, low: float, high: fl
 
     `family`: typical curves at levels 0, 100, ..., 1000; `start`: their weights in the first guess. side -1: at least
     `low` counts (smallest such value), +1: at most `high` counts (largest such).
-    The curve is taken as a typical one plus a line or parabola through the measured levels nearest to the aim.
+    The curve is taken as a typical one plus a line or parabola through the measured levels nearest to the aim, of which
+    none lies within NOISY levels of another.
     """
     from scipy.interpolate import CubicSpline
 
@@ -204,7 +206,7 @@ def _search(measure: Callable[[int], float], family, start, low: float, high: fl
                 shape = _mix(rising[:, levels[0]], values[0]) @ rising
             gaps = values - shape[levels]
             bracketed = values.min() < aim < values.max()  # a parabola is no guide beyond its points
-            near = np.argsort(np.abs(values - aim))[: 3 if bracketed else 2]
+            near = _apart(levels, np.argsort(np.abs(values - aim)))[: 3 if bracketed else 2]
             guess = shape + np.polyval(np.polyfit(levels[near] / TOP, gaps[near], len(near) - 1), every / TOP)
         below = max((level for level, v in known.items() if v < low), default=-1)
         above = min((level for level, v in known.items() if v > high), default=TOP + 1)
@@ -219,6 +221,15 @@ def _search(measure: Callable[[int], float], family, start, low: float, high: fl
             return _Found(level, known[level], True, len(known))
         if len(known) >= LAST_PASS:
             return _nearest(known, low, high, side)
+
+
+def _apart(levels: np.ndarray, order: np.ndarray) -> list[int]:
+    """`order` without points less than NOISY levels from one before: what lies between such is noise, not slope."""
+    kept: list[int] = []
+    for i in order:
+        if all(abs(levels[i] - levels[j]) >= NOISY for j in kept):
+            kept.append(int(i))
+    return kept
 
 
 def _nearest(known: dict[int, float], low: float, high: float, side: int) -> _Found:
