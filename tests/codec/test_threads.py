@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from codec.coder import decode, encode, encode_batch
+from codec.latents import analyse, quantise, refined
 from codec.threads import each, team, team_size
 from codec.windows import Grid
 
@@ -154,6 +155,21 @@ def test_a_team_makes_the_same_picture(either, three, effort):
     alone = np.asarray(decode(file, model=either)).astype(int)
     assert np.abs(by_three - alone).max() <= 1
     assert abs(len(encode(image, 60, model=either, effort=effort)) - len(file)) <= 16  # values may lie on an edge
+
+
+def test_refinement_does_not_see_the_cuts(either, three):
+    coarse = np.random.default_rng(5).integers(0, 256, (40, 24, 3), np.uint8)
+    image = Image.fromarray(coarse).resize((300, 640), Image.Resampling.BICUBIC)
+    grid, levels = Grid(40, 19, 64), torch.tensor([600])
+    with torch.inference_mode():
+        y = analyse(either, [image], grid)
+        latents = quantise(either, y, levels, grid)
+        whole = refined(either, [(image, False)], y, latents).parts[0]
+        with team():
+            assert len(grid.pieces(0, team_size())) == 3
+            cut = refined(either, [(image, False)], y, latents).parts[0]
+    assert (whole - y.parts[0]).abs().max() > 0.1  # it moved
+    assert (whole - cut).abs().max() < 5e-3
 
 
 def test_batches_of_several_shapes_by_a_team(either, three):
