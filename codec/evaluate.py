@@ -158,10 +158,7 @@ def _ours(model=None, device: str = "auto", precision: str = "auto", effort: int
     def decode(data: bytes) -> np.ndarray:
         return np.asarray(coder.decode(data, model=net))
 
-    version = (
-        f"npi {container.VERSION}, {str(net.precision).removeprefix('torch.')} on {net.log_gain.device.type}, "
-        f"effort {effort}"
-    )
+    version = f"npi {container.VERSION}, {net.precision_name} on {net.log_gain.device.type}, effort {effort}"
     return Codec(OURS, "Nightpress", tuple(range(0, 101, 10)), encode, decode, version, net.identity)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from codec import exact
 from codec.exact import ACTIVATION_MAX, ACTIVATION_STEPS, WEIGHT_STEPS, ExactConv2d, quantise_activation
 from codec.loops import looked_up
-from codec.model import BINS, LEVELS, NightCodec, loudness
+from codec.model import BINS, LEVELS, NightCodec, loudness, native_int8
 from codec.packed import EVEN, ODD, around, at_taps, pack, shuffle4, taps_of
 
 NOTHING = -128  # how IntegerIndices holds an activation of 0
@@ -35,8 +35,7 @@ def indices_of(model: NightCodec) -> "FloatIndices | IntegerIndices":
 
 def wanted() -> bool:
     """Whether this processor multiplies 8-bit integers fast; tests and benches replace this."""
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)
-    return hasattr(torch, "_int_mm") and supported is not None and bool(supported())
+    return hasattr(torch, "_int_mm") and native_int8("cpu")
 
 
 def _level_plane(levels: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codec import eightbit
 from codec.indices import indices_of
 from codec.loops import asinh, limited
 from codec.model import FEATURE_SCALE, NightCodec, at_level
 from codec.packed import around, at_taps, shuffle4, taps_of
 from codec.winograd import Convolution3x3
 
-SLOPE = 0.1  # of the leaky ReLUs
+SLOPE = 0.1  # of the leaky ReLUs outside the bottlenecks
 
 
 @functools.cache
@@ -37,11 +38,13 @@ def _fusing(dtype: torch.dtype) -> bool:
     expected = F.conv2d(t, weight, bias.to(dtype), padding=1)
     more = torch.ones_like(expected)
     try:
-        fused = _fused(t, layer), _fused_leaky(t, layer), _fused_add(more.clone(), t, layer)
+        fused = (
+            _fused(t, layer), _fused_leaky(t, layer), _fused_leaky(t, layer, 0.0), _fused_add(more.clone(), t, layer)
+        )  # fmt: skip
     except (AttributeError, RuntimeError, TypeError):
         return False
     near = {"atol": 0.1, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-4}
-    wanted = expected, F.leaky_relu(expected, SLOPE), expected + more
+    wanted = expected, F.leaky_relu(expected, SLOPE), F.relu(expected), expected + more
     return all(torch.allclose(a.float(), b.float(), **near) for a, b in zip(fused, wanted, strict=True))
 
 
@@ -56,8 +59,9 @@ def _fused(t: Tensor, layer: "_Layer") -> Tensor:
     return _operations()[0](t, layer.weight, layer.bias, *layer.geometry, "none", [], None)
 
 
-def _fused_leaky(t: Tensor, layer: "_Layer") -> Tensor:
-    return _operations()[0](t, layer.weight, layer.bias, *layer.geometry, "leaky_relu", [SLOPE], None)
+def _fused_leaky(t: Tensor, layer: "_Layer", leak: float = SLOPE) -> Tensor:
+    name, numbers = ("leaky_relu", [leak]) if leak else ("relu", [])
+    return _operations()[0](t, layer.weight, layer.bias, *layer.geometry, name, numbers, None)
 
 
 def _fused_add(to: Tensor, t: Tensor, layer: "_Layer") -> Tensor:
@@ -92,11 +96,15 @@ class _Layer:
 
     def leaky(self, t: Tensor) -> Tensor:
         """The leaky ReLU of the result."""
+        return self.activated(t, SLOPE)
+
+    def activated(self, t: Tensor, leak: float) -> Tensor:
+        """The ReLU of the result, with slope `leak` below zero."""
         t, fusing = self._input(t)
         if fusing:
-            return _fused_leaky(t, self).permute(0, 2, 3, 1)
+            return _fused_leaky(t, self, leak).permute(0, 2, 3, 1)
         t = F.conv2d(t, self.weight, self.bias, padding=self.padding)
-        return F.leaky_relu(t, SLOPE, inplace=True).permute(0, 2, 3, 1)
+        return F.leaky_relu(t, leak, inplace=True).permute(0, 2, 3, 1)
 
     def add_to(self, sums: Tensor, t: Tensor) -> None:
         """sums [B,h,w,out], of the layer's type, plus the result, in place."""
@@ -146,20 +154,31 @@ class _LinearSynthesis:
 
 
 class _Blocks:
-    """A chain of bottlenecks, in place on [B,H,W,C]."""
+    """A chain of bottlenecks on [B,H,W,C]; what is given may be overwritten."""
 
     def __init__(self, blocks, dtype: torch.dtype):
+        blocks = list(blocks)
         self.layers = [tuple(_Layer.of(part, dtype) for part in (b.narrow, b.spatial, b.widen)) for b in blocks]
+        self.leak = blocks[0].leak if blocks else 0.0
+        on_cpu = bool(blocks) and not blocks[0].spatial.weight.is_cuda
+        self.eight_bit = None
+        if on_cpu and blocks[0].rounded and eightbit.works(dtype):
+            self.eight_bit = [eightbit.EightBitBlock(block) for block in blocks]
         self.winograd = None
-        if dtype == torch.float32 and blocks and not blocks[0].spatial.weight.is_cuda:
-            self.winograd = [Convolution3x3(b.spatial.weight, b.spatial.bias, SLOPE) for b in blocks]
+        if dtype == torch.float32 and on_cpu and self.eight_bit is None:
+            self.winograd = [Convolution3x3(b.spatial.weight, b.spatial.bias, b.leak) for b in blocks]
 
-    def __call__(self, t: Tensor) -> None:
+    def __call__(self, t: Tensor) -> Tensor:
+        if self.eight_bit is not None:
+            for block in self.eight_bit:
+                t = block(t)
+            return t
         # Torch may be told to multiply float32 coarsely: too coarsely for transformed tiles.
         winograd = self.winograd if torch.get_float32_matmul_precision() == "highest" else None
         for number, (narrow, spatial, widen) in enumerate(self.layers):
-            middle = winograd[number] if winograd else spatial.leaky
-            widen.add_to(t, middle(narrow.leaky(t)))
+            inner = narrow.activated(t, self.leak)
+            widen.add_to(t, winograd[number](inner) if winograd else spatial.activated(inner, self.leak))
+        return t
 
 
 def _to_halves(t: Tensor, gain: Tensor) -> Tensor:
@@ -192,7 +211,7 @@ class Inference:
     @torch.no_grad()
     def __init__(self, model: NightCodec):
         self.model = model
-        self.device, self.dtype = model.log_gain.device, model.precision
+        self.device, self.dtype, self.eight_bit = model.log_gain.device, model.precision, model.eight_bit
         dtype = self.dtype
         dct = model.dct[:, :, 0, 0]  # [192 coefficients, 192 pixels]
         of_unit = dct / model.dct_size[:, :, 0]
@@ -244,7 +263,7 @@ class Inference:
         parts = self.enter(pixels.view(batch, height, 4 * width, 192))
         t = parts.reshape(batch, height, width, 2, 2, -1).transpose(2, 3).to(self.dtype)
         t = t.reshape(batch, 2 * height, 2 * width, -1)
-        self.encoder(t)
+        t = self.encoder(t)
         rows, columns = inner[0].indices(height), inner[1].indices(width)
         t = t[:, 2 * rows[0] : 2 * rows[1], 2 * columns[0] : 2 * columns[1]]
         return self.linear_analysis(pixels[:, *inner]).add_(self.leave(_to_cells(t)))
@@ -261,9 +280,7 @@ class Inference:
             for gain in (network.enter_gain, network.middle_gain)
         )
         t = _to_halves(self.again(coarse), enter)
-        self.decoder[0](t)
-        t.mul_(middle)
-        self.decoder[1](t)
+        t = self.decoder[1](self.decoder[0](t).mul_(middle))
         return *self.linear_synthesis(y_hat, coarse), self.back(t)
 
     def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:
@@ -316,6 +333,7 @@ def _of_parts(weight: Tensor) -> Tensor:
 def inference_of(model: NightCodec) -> Inference:
     """The model's Inference at its present device and precision, made at the first call."""
     held = getattr(model, "_inference", None)
-    if held is None or held.dtype != model.precision or held.device != model.log_gain.device:
+    wanted = model.precision, model.log_gain.device, model.eight_bit
+    if held is None or (held.dtype, held.device, held.eight_bit) != wanted:
         held = model._inference = Inference(model)
     return held

@@ -34,6 +34,7 @@ channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer netw
 2019; linear skips are ours. Cost in use (inference.py): about 12 kMAC per pixel to encode, 6 to decode.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -80,6 +81,7 @@ class Config:
     """Sizes of the networks; stored beside the weights.
 
     decoder_inner: channels to which the decoder's bottlenecks narrow; 0, as in files that do not name it: half.
+    leak: slope below zero of the bottlenecks' ReLU; 0.1 in files that do not name it.
     groups: channels of the latent per group, lowest frequencies first, of which the first is coded in two checkerboard
     passes and each other one in one pass. Empty as in files that do not name it: one group in the order of colours,
     whose magnitudes are seen up to 15.
@@ -88,12 +90,13 @@ class Config:
     channels: int = 192
     latent: int = 320
     hyper: int = 96
-    encoder_blocks: int = 4
-    decoder_blocks: int = 2
+    encoder_blocks: int = 6
+    decoder_blocks: int = 4
     mean_channels: int = 128
     index_channels: int = 96
     groups: tuple[int, ...] = (24, 72, 224)
     decoder_inner: int = 64
+    leak: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -123,7 +126,7 @@ class Config:
     @classmethod
     def of_json(cls, text: str) -> "Config":
         """What a model file says of its sizes. Raises TypeError or ValueError where that makes no sense."""
-        return cls(**{"groups": (), "decoder_inner": 0, **json.loads(text)})
+        return cls(**{"groups": (), "decoder_inner": 0, "leak": 0.1, **json.loads(text)})
 
 
 def bin_scales() -> np.ndarray:
@@ -218,19 +221,75 @@ def to_blocks(t: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Bottleneck(nn.Module):
-    """Residual block [B,C,h,w] -> same: 1x1 to `inner` channels (0: half as many), dense 3x3, 1x1 back."""
+    """Residual block [B,C,h,w] -> same: 1x1 to `inner` channels (0: half as many), dense 3x3, 1x1 back.
 
-    def __init__(self, channels: int, inner: int = 0):
+    With `leak` 0 it has quantisation steps too, per channel, for what enters it (-128..127 steps) and for what its two
+    ReLUs give (0..255 steps); zero until `measured`. `rounded` says whether it computes with 8-bit integers, that is to
+    say as eightbit.py does: steps and weights rounded, sums exact. Gradients pass through the rounding.
+    """
+
+    def __init__(self, channels: int, inner: int = 0, leak: float = 0.0):
         super().__init__()
-        inner = inner or channels // 2
+        inner, self.leak, self.rounded = inner or channels // 2, leak, False
         self.narrow = nn.Conv2d(channels, inner, 1)
         self.spatial = nn.Conv2d(inner, inner, 3, padding=1)
         self.widen = nn.Conv2d(inner, channels, 1)
+        self.largest: list[Tensor] | None = None  # while measuring: magnitudes seen, per channel
+        if not leak:
+            for name, count in (("entering", channels), ("narrowed", inner), ("filtered", inner)):
+                self.register_buffer(f"step_{name}", torch.zeros(count))
 
     def forward(self, x: Tensor) -> Tensor:
-        t = F.leaky_relu(self.narrow(x), 0.1, inplace=True)
-        t = F.leaky_relu(self.spatial(t), 0.1, inplace=True)
-        return x + self.widen(t)
+        if self.rounded:
+            return x + self._in_eight_bits(x).to(x.dtype)
+        narrowed = self._activation(self.narrow(x))
+        filtered = self._activation(self.spatial(narrowed))
+        if self.largest is not None:
+            parts = [part.detach().abs().amax((0, 2, 3)).float() for part in (x, narrowed, filtered)]
+            self.largest = [torch.maximum(*pair) for pair in zip(self.largest or parts, parts, strict=True)]
+        return x + self.widen(filtered)
+
+    def _activation(self, t: Tensor) -> Tensor:
+        return F.leaky_relu(t, self.leak) if self.leak else F.relu(t)
+
+    @property
+    def measured(self) -> bool:
+        return not self.leak and bool((self.step_entering > 0).all())
+
+    @torch.no_grad()
+    def set_steps(self) -> None:
+        """Steps from `largest`: between one for all channels and one for each, which rounds least together with the
+        weights that they go into (Xiao et al. 2023); a fifth of what is largest is clipped."""
+        steps = (self.step_entering, self.step_narrowed, self.step_filtered)
+        for step, largest, most in zip(steps, self.largest, (127, 255, 255), strict=True):
+            largest = largest.clamp_min(1e-3 * largest.max().item() + 1e-6)
+            step.copy_(((0.8 / most) * (largest * largest.max()).sqrt()).clamp_min(1e-5).half())
+        self.largest = None
+
+    def eight_bit_layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(weights -127..127 [out,in,k,k], what one stands for [out], bias [out]) of the three convolutions, on steps
+        of what enters and giving steps, but for the last, which gives what is added."""
+        layers = (self.narrow, self.spatial, self.widen)
+        steps = (self.step_entering, self.step_narrowed, self.step_filtered, torch.ones_like(self.step_entering))
+        found = []
+        for layer, given, wanted in zip(layers, steps, steps[1:], strict=False):
+            weight = layer.weight.float() * given[:, None, None]
+            unit = (weight.detach().abs().amax((1, 2, 3)) / 127).clamp_min(1e-12)
+            found.append((round_through(weight / unit[:, None, None, None]), unit / wanted, layer.bias / wanted))
+        return found
+
+    def _in_eight_bits(self, x: Tensor) -> Tensor:
+        (first, *of_first), (middle, *of_middle), (last, *of_last) = self.eight_bit_layers()
+
+        def convolved(t: Tensor, weight: Tensor, unit: Tensor, bias: Tensor, padding: int = 0) -> Tensor:
+            return F.conv2d(t, weight, padding=padding).float() * unit[:, None, None] + bias[:, None, None]
+
+        # bfloat16 holds the integers, but rounds the sums; close enough for training.
+        with contextlib.nullcontext() if x.requires_grad else torch.autocast(x.device.type, enabled=False):
+            t = round_through((x.float() / self.step_entering[:, None, None]).clamp(-128, 127))
+            t = round_through(convolved(t, first, *of_first).clamp(0, 255))
+            t = round_through(convolved(t, middle, *of_middle, 1).clamp(0, 255))
+            return convolved(t, last, *of_last)
 
 
 class Analysis(nn.Module):
@@ -240,7 +299,7 @@ class Analysis(nn.Module):
         super().__init__()
         c = config.channels
         self.enter = nn.Conv2d(192, c, 1)
-        self.blocks = nn.Sequential(*(Bottleneck(c) for _ in range(config.encoder_blocks)))
+        self.blocks = nn.Sequential(*(Bottleneck(c, 0, config.leak) for _ in range(config.encoder_blocks)))
         self.leave = nn.Conv2d(4 * c, config.latent, 1)
 
 
@@ -253,7 +312,9 @@ class Synthesis(nn.Module):
         self.enter = nn.Conv2d(192, c, 1)
         self.enter_gain = nn.Parameter(torch.zeros(KNOTS, c))
         self.middle_gain = nn.Parameter(torch.zeros(KNOTS, c))
-        self.blocks = nn.ModuleList(Bottleneck(c, config.decoder_inner) for _ in range(config.decoder_blocks))
+        self.blocks = nn.ModuleList(
+            Bottleneck(c, config.decoder_inner, config.leak) for _ in range(config.decoder_blocks)
+        )
         self.leave = nn.Conv2d(c, 192, 1)
 
 
@@ -343,6 +404,12 @@ def native_bfloat16(device: str) -> bool:
     return device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def native_int8(device: str) -> bool:
+    """Whether a device of this type multiplies 8-bit integers itself, in the operations that eightbit.py uses."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return device == "cpu" and supported is not None and bool(supported())
+
+
 class NightCodec(nn.Module):
     """All networks of one model; see the module's drawing. `level` is an int, or in training a tensor [B]."""
 
@@ -406,11 +473,42 @@ class NightCodec(nn.Module):
     # -- small helpers
 
     def set_precision(self, precision: str = "auto") -> "NightCodec":
-        """float32 | bfloat16 | auto for the float networks; auto: bfloat16 where the device multiplies it natively."""
-        if precision == "auto":
-            precision = "bfloat16" if native_bfloat16(self.log_gain.device.type) else "float32"
+        """float32 | bfloat16 | int8 | auto for the float networks.
+
+        int8: the transforms' bottlenecks in 8-bit integers, the rest as with auto, which takes bfloat16 where the
+        device multiplies it natively, and int8 where it does that natively and the model is made for it
+        (`has_eight_bits`; of another model int8 says the same as auto). Raises KeyError for another name.
+        """
+        kind = self.log_gain.device.type
+        rounded = self.has_eight_bits and (precision == "int8" or (precision == "auto" and native_int8(kind)))
+        if precision in ("auto", "int8"):
+            precision = "bfloat16" if native_bfloat16(kind) else "float32"
         self.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        self.round_blocks(rounded)
         return self
+
+    @property
+    def blocks(self) -> list[Bottleneck]:
+        return [*self.analysis_network.blocks, *self.synthesis_network.blocks]
+
+    @property
+    def has_eight_bits(self) -> bool:
+        """Whether all bottlenecks know their quantisation steps."""
+        return all(block.measured for block in self.blocks)
+
+    def round_blocks(self, rounded: bool, blocks: list[Bottleneck] | None = None) -> None:
+        """Whether bottlenecks (all, or those given) compute in 8-bit integers."""
+        for block in self.blocks if blocks is None else blocks:
+            block.rounded = rounded
+
+    @property
+    def eight_bit(self) -> bool:
+        return bool(self.blocks) and self.blocks[0].rounded
+
+    @property
+    def precision_name(self) -> str:
+        """float32 | bfloat16, and whether the bottlenecks are in 8 bits."""
+        return str(self.precision).removeprefix("torch.") + (" and int8" if self.eight_bit else "")
 
     def _autocast(self):
         device = self.log_gain.device.type

@@ -5,7 +5,7 @@ One model learns all rates: each sample draws a level, its loss is (bpp + lambda
 The learning rate is constant, then falls with a cosine to zero over the last part of the time given; the state at
 the start of the fall is kept (`trunk.pt`), and `--resume` goes on from there with more time. From the fall on,
 rounding follows the rate-distortion thresholds of use; in the last tenth the encoder is frozen, and what follows the
-symbols learns from real ones.
+symbols learns from real ones, the bottlenecks in 8 bits.
 
 Pictures that splits.py holds out are never seen. Sizes are options; a smaller model may start from a larger one's
 blocks. What was tried and what should come next, with figures: weights/codec-2.md and codec-3.md.
@@ -33,12 +33,14 @@ from codec.model import (
     EntropyTables,
     NightCodec,
     lambda_of,
+    native_bfloat16,
     save_model,
 )
 from codec.optimiser import Optimiser
 from codec.splits import picture_files
 
 SYNTHETIC = 0.06  # share of samples that are rendered text and line art
+UNLEAK = 0.25  # share of the time in which a start's leaky ReLUs lose their slope; at once they would die by the layer
 REDUCED = 0.35  # share of the others that are a larger piece made smaller: sharper than the pictures themselves
 
 
@@ -178,6 +180,23 @@ def measure_tables(
     return EntropyTables(y_freq, z_freq)
 
 
+@torch.no_grad()
+def measure_steps(model: NightCodec, pictures: list[np.ndarray], crops: int = 128, size: int = 192, seed: int = 8):
+    """Sets the quantisation steps of the bottlenecks from what passes through them at all levels."""
+    model.round_blocks(False)
+    for block in model.blocks:
+        block.largest = []
+    rng = random.Random(seed)
+    for number in range(crops):
+        x = batch(pictures, 1, size, rng).to(model.log_gain.device)
+        level = number * LEVELS // max(crops - 1, 1)
+        y = model.analysis(x)
+        symbols = model.quantise(y, level)
+        model.synthesis(model.reconstruct_latent(symbols.z.float(), symbols.y, level), level)
+    for block in model.blocks:
+        block.set_steps()
+
+
 def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
     """A model file's tensors with as many bottlenecks in each transform as `config` has: spread evenly over the file's,
     the first and the last among them; all of them where it has fewer. Of the decoder's, where they narrow to more
@@ -194,7 +213,8 @@ def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarr
             kept = {f"{prefix}{i}.{rest}": a for i, old in enumerate(chosen) for rest, a in blocks[old].items()}
             arrays = {name: a for name, a in arrays.items() if not name.startswith(prefix)} | kept
     inner = config.decoder_inner or config.channels // 2
-    for block in {name.rsplit(".", 2)[0] for name in arrays if name.startswith("synthesis_network.blocks.")}:
+    prefix = "synthesis_network.blocks."
+    for block in {prefix + name.removeprefix(prefix).split(".")[0] for name in arrays if name.startswith(prefix)}:
         narrow, spatial, widen = (arrays[f"{block}.{part}.weight"] for part in ("narrow", "spatial", "widen"))
         if len(narrow) <= inner:
             continue
@@ -206,6 +226,30 @@ def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarr
             f"{block}.spatial.weight": spatial[after][:, before],
             f"{block}.spatial.bias": arrays[f"{block}.spatial.bias"][after], f"{block}.widen.weight": widen[:, after],
         }  # fmt: skip
+        steps = {f"{block}.step_narrowed": before, f"{block}.step_filtered": after}
+        arrays |= {name: arrays[name][kept] for name, kept in steps.items() if name in arrays}
+    return arrays
+
+
+def grown(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
+    """A model file's tensors with as many bottlenecks in each transform as `config` has, where the file has fewer: its
+    own spread evenly, the first and the last at the ends; those between add nothing yet, so that the model computes
+    what it did."""
+    for prefix, wanted in (
+        ("analysis_network.blocks.", config.encoder_blocks), ("synthesis_network.blocks.", config.decoder_blocks),
+    ):  # fmt: skip
+        had = len({name.removeprefix(prefix).split(".")[0] for name in arrays if name.startswith(prefix)})
+        if not 1 < had < wanted:
+            continue
+        places = [round(i * (wanted - 1) / (had - 1)) for i in range(had)]
+        moved = {}
+        for name in [name for name in arrays if name.startswith(prefix)]:
+            number, rest = name.removeprefix(prefix).split(".", 1)
+            moved[f"{prefix}{places[int(number)]}.{rest}"] = arrays[name]
+        for number in set(range(wanted)) - set(places):
+            for rest in ("widen.weight", "widen.bias"):
+                moved[f"{prefix}{number}.{rest}"] = np.zeros_like(moved[f"{prefix}0.{rest}"])
+        arrays = {name: a for name, a in arrays.items() if not name.startswith(prefix)} | moved
     return arrays
 
 
@@ -239,6 +283,9 @@ def export(
     model.load_state_dict({k: v.float() if k in exact else v.half().float() for k, v in state.items()})
     model.indices.limit()
     model.to(device).eval().requires_grad_(False).set_precision("auto")
+    if not config.leak and not model.has_eight_bits:
+        measure_steps(model, pictures, min(crops, 128))
+        model.set_precision("auto")
     model.frequencies = measure_tables(model, pictures, crops)
     return save_model(model.cpu(), path, **card)
 
@@ -262,9 +309,11 @@ def train(
 ) -> Path:
     """Train for `minutes` (or go on from out/trunk.pt); returns the path of the exported weights.
 
-    `start`: a model file whose fitting tensors are taken as first values; blocks that `config` lacks are dropped, the
-    latent's channels put in its order. config: by default the sizes of `start`, or Config's. optimiser_kind: muon |
-    adam. Raises FileNotFoundError where there are no pictures, ValueError where `start` is no model.
+    `start`: a model file whose fitting tensors are taken as first values; blocks that `config` lacks are dropped, those
+    that it has more add nothing at first, the latent's channels are put in its order. Where its bottlenecks' ReLUs
+    leak and `config`'s do not, they cease to by and by. config: by default the sizes of `start`, or Config's.
+    optimiser_kind: muon | adam. Raises FileNotFoundError where there are no pictures, ValueError where `start` is no
+    model.
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the learning rate
     starts to fall, out/codec.safetensors at the end. The .pt files are this function's own; it loads them with
     weights_only, and no others.
@@ -276,11 +325,12 @@ def train(
         arrays, metadata = networks.read_model_file(start)
         old = Config.of_json(metadata["config"])
     config = config or (Config() if start is None else old)
-    model = NightCodec(config).to(device).set_precision("auto")
+    leak = config.leak if start is None else old.leak
+    model = NightCodec(config).to(device).set_precision("bfloat16" if native_bfloat16(device) else "float32")
     if device == "cuda":
         model = model.to(memory_format=torch.channels_last)
     if start is not None:
-        arrays = regrouped(thinned(arrays, config), old, config)
+        arrays = regrouped(grown(thinned(arrays, config), config), old, config)
         tensors = networks.float_tensors(model, arrays)
         model.load_state_dict(tensors, strict=False)
         say(f"{len(tensors)} of {len(model.state_dict())} tensors from {start}")
@@ -295,7 +345,7 @@ def train(
         saved = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
-        average, step, past = saved["average"], saved["step"], saved["seconds"]
+        average, step, past, leak = saved["average"], saved["step"], saved["seconds"], saved.get("leak", config.leak)
         rng.seed(seed + step)
         torch.manual_seed(seed + step)
         say(f"going on from {checkpoint} at step {step}")
@@ -305,7 +355,7 @@ def train(
     def save(path: Path) -> None:
         spent = past + time.monotonic() - started
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
-        torch.save({**state, "step": step, "seconds": spent}, path.with_suffix(".tmp"))
+        torch.save({**state, "step": step, "seconds": spent, "leak": model.blocks[0].leak}, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
 
     def save_average(path: Path) -> None:
@@ -335,11 +385,18 @@ def train(
                 if progress > 1 - finish:
                     factor = 0.25 * (1 - progress) / finish
             optimiser.set_rate(rate * factor)
+            if leak != config.leak:
+                for block in model.blocks:
+                    block.leak = config.leak + (leak - config.leak) * max(0.0, 1 - progress / UNLEAK)
             x = batch(pictures, batch_size, size, rng).to(device, non_blocking=True)
             finishing = progress > 1 - finish
             if finishing and not finished:
                 finished = True
                 model.load_state_dict(average)
+                if not config.leak:
+                    measure_steps(model, pictures)
+                    average |= {name: value.clone() for name, value in model.state_dict().items() if "step_" in name}
+                    model.round_blocks(True)
                 trained = model.finishing_parameters()
                 model.requires_grad_(False)
                 for parameter in trained:
@@ -421,7 +478,8 @@ def main(arguments: list[str] | None = None) -> None:
     for field in dataclasses.fields(Config):
         several = {"nargs": "*"} if field.name == "groups" else {}
         option = f"--{field.name.replace('_', '-')}"
-        sizes.add_argument(option, type=int, default=field.default, metavar="N", **several)
+        kind = float if field.name == "leak" else int
+        sizes.add_argument(option, type=kind, default=field.default, metavar="N", **several)
     a = parser.parse_args(arguments)
     torch.set_num_threads(a.threads)
     try:

@@ -38,6 +38,8 @@ WAYS = {
     "indices in float32": {"integers": False},
     "float64": {"float64": True, "integers": False},
     "bfloat16 transforms": {"precision": "bfloat16"},
+    "8-bit transforms": {"precision": "int8"},
+    "8-bit transforms, batch of 3, 2 threads": {"precision": "int8", "batch": 3, "threads": 2},
     "whole picture, no windows": {"whole": True},
     "CUDA": {"device": "cuda"},
     "CUDA, batch of 3": {"device": "cuda", "batch": 3},
@@ -230,13 +232,13 @@ def main() -> int:
         print(json.dumps(rows, indent=1))
     else:
         print(f"{len(files)} files, model {model.identity}")
-        print(f"{'way':<28}{'indices':>13}{'symbols':>12}{'mismatches':>12}{'max pixel':>11}{'differing':>11}{'dB':>9}")
+        print(f"{'way':<40}{'indices':>13}{'symbols':>12}{'mismatches':>12}{'max pixel':>11}{'differing':>11}{'dB':>9}")
         for row in rows:
             if "indices" not in row:
-                print(f"{row['way']:<28}{row['outcome']}")
+                print(f"{row['way']:<40}{row['outcome']}")
                 continue
             print(
-                f"{row['way']:<28}{row['indices']:>13,}{row['symbols']:>12,}{row['mismatches']:>12}"
+                f"{row['way']:<40}{row['indices']:>13,}{row['symbols']:>12,}{row['mismatches']:>12}"
                 f"{row['largest pixel difference']:>11}{row['pixels that differ']:>11.2e}"
                 f"{row['dB']:>9.4f}"
             )

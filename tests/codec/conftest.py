@@ -52,3 +52,31 @@ def either_bytes(request, which) -> bytes:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     return DATA / "golden"
+
+
+@pytest.fixture(scope="session")
+def eight_bytes(grouped_bytes, tmp_path_factory) -> bytes:
+    """The grouped model with plain ReLUs and quantisation steps: it can compute in 8 bits."""
+    import dataclasses
+
+    import numpy as np
+
+    from codec.model import Config, NightCodec, float_tensors, read_model_file, save_model
+    from codec.train import measure_steps
+
+    arrays, metadata = read_model_file(grouped_bytes)
+    model = NightCodec(dataclasses.replace(Config.of_json(metadata["config"]), leak=0.0))
+    model.load_state_dict(float_tensors(model, arrays), strict=False)
+    rng = np.random.default_rng(5)
+    coarse = [rng.integers(0, 256, (7, 7, 3)).astype(np.uint8) for _ in range(4)]
+    measure_steps(model, [np.kron(part, np.ones((16, 16, 1), np.uint8)) for part in coarse], 8, 96)
+    path = tmp_path_factory.mktemp("eight") / "eight.safetensors"
+    save_model(model, path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def eight(eight_bytes):
+    from codec.model import load_model
+
+    return load_model(eight_bytes)

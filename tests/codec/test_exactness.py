@@ -37,13 +37,23 @@ def check(rows: list[dict]) -> None:
         assert row["outcome"] == "same" and row["mismatches"] == 0, row
         assert row["symbols"] > 10_000
         assert abs(row["dB"]) < 0.02, row
-        if "bfloat16" not in row["way"]:
+        if "bfloat16" not in row["way"] and "8-bit" not in row["way"]:
             assert row["largest pixel difference"] <= 1, row
 
 
 def test_symbols_do_not_depend_on_threads_or_batches(bench, model_path, either):
     files, originals = bench.make_files(either, None, 3, [10.0, 90.0])
     check(bench.compare(model_path, files, originals, ["1 thread", "batch of 8, 2 threads", "float64"]))
+
+
+def test_symbols_do_not_depend_on_eight_bits(bench, eight_bytes, eight, tmp_path):
+    path = tmp_path / "eight.safetensors"
+    path.write_bytes(eight_bytes)
+    files, originals = bench.make_files(eight, None, 4, [0.0, 60.0])
+    names = ["1 thread", "float64", *(name for name in bench.WAYS if "8-bit" in name)]
+    rows = bench.compare(str(path), files, originals, names)
+    check(rows)
+    assert len(rows) == 4
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from PIL import Image
 
 from codec.model import Config, NightCodec, float_tensors, lambda_of, load_model, read_model_file, save_model
 from codec.splits import held_out, picture_files
-from codec.train import batch, crop, load_pictures, main, regrouped, rendered_page, thinned, train
+from codec.train import batch, crop, grown, load_pictures, main, regrouped, rendered_page, thinned, train
 
 SMALL = Config(
     channels=16, latent=40, hyper=8, encoder_blocks=1, decoder_blocks=1, mean_channels=16, index_channels=16,
@@ -57,6 +57,7 @@ def test_training_learns_resumes_and_exports(folder, tmp_path):
     assert all(np.isfinite(line["loss"]) for line in lines)
     model = load_model(path)
     assert model.config == SMALL and int(model.metadata["steps"]) >= lines[-1]["step"]
+    assert model.has_eight_bits
     x = batch(load_pictures([folder], 64), 16, 64, random.Random(1))
     torch.manual_seed(1)
     assert cost(model, x) < cost(NightCodec(SMALL), x)
@@ -98,7 +99,7 @@ def test_a_thinner_model_starts_from_a_trained_one(tmp_path):
     name = "synthesis_network.blocks.{}.narrow.weight"
     for new, old in ((0, 0), (1, 3), (2, 6)):
         assert np.array_equal(thin[name.format(new)], arrays[name.format(old)])
-    assert name.format(3) not in thin and len(arrays) - len(thin) == 4 * 6
+    assert name.format(3) not in thin and len(arrays) - len(thin) == 4 * 9
     block = "synthesis_network.blocks.0"
     widen = arrays[f"{block}.widen.weight"].copy()
     widen[:, [1, 4]] = 0  # what gives nothing to the picture goes first
@@ -109,6 +110,40 @@ def test_a_thinner_model_starts_from_a_trained_one(tmp_path):
     model = NightCodec(dataclasses.replace(SMALL, decoder_blocks=7, encoder_blocks=2, decoder_inner=4))
     assert len(float_tensors(model, thin)) == len(model.state_dict())
     assert thinned(arrays, dataclasses.replace(SMALL, decoder_blocks=9, encoder_blocks=2)).keys() == arrays.keys()
+
+
+def test_a_larger_model_starts_where_a_smaller_one_ended(tmp_path):
+    small = NightCodec(dataclasses.replace(SMALL, encoder_blocks=2, decoder_blocks=2, leak=0.1))
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save_model(small, tmp_path / "small.safetensors")
+    arrays, _ = read_model_file(tmp_path / "small.safetensors")
+    small = load_model(tmp_path / "small.safetensors")
+    config = dataclasses.replace(SMALL, encoder_blocks=5, decoder_blocks=4, leak=0.1)
+    large = NightCodec(config)
+    large.load_state_dict(float_tensors(large, grown(arrays, config)), strict=False)
+    x, level = torch.rand(2, 3, 64, 64), torch.tensor([200, 800])
+    y = small.analysis(x)
+    assert torch.allclose(large.analysis(x), y, atol=1e-4)
+    assert torch.allclose(large.synthesis(y, level), small.synthesis(y, level), atol=1e-4)
+    ends = (0, 0), (1, 4)  # (the small one's block, the large one's)
+    for old, new in ends:
+        kept = large.analysis_network.blocks[new].narrow.weight.detach().numpy()
+        assert np.array_equal(kept, arrays[f"analysis_network.blocks.{old}.narrow.weight"].astype(np.float32))
+    assert grown(arrays, small.config).keys() == arrays.keys()
+
+
+def test_leaky_relus_lose_their_slope_by_and_by(folder, tmp_path):
+    leaky = dataclasses.replace(SMALL, leak=0.1)
+    save_model(NightCodec(leaky), tmp_path / "leaky.safetensors")
+    path = train(
+        [folder], tmp_path / "out", minutes=0.1, batch_size=2, size=64, config=SMALL, say=lambda line: None,
+        start=tmp_path / "leaky.safetensors",
+    )  # fmt: skip
+    saved = torch.load(tmp_path / "out" / "trunk.pt", weights_only=True)
+    assert saved["leak"] == 0.0  # all of it is gone by the time that the rate falls
+    assert load_model(path).config.leak == 0.0
 
 
 def test_a_latent_in_groups_starts_from_one_in_the_order_of_colours(tmp_path):

@@ -1,0 +1,132 @@
+"""Bottlenecks in 8-bit integers: as model.py defines them, near what they round, and nothing that symbols notice."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codec import eightbit
+from codec.coder import decode, prepare
+from codec.inference import Inference
+from codec.model import Bottleneck, native_int8
+
+needs_int8 = pytest.mark.skipif(not eightbit.works(torch.float32), reason="no such products on this processor")
+
+
+def made(channels: int = 48, inner: int = 20, seed: int = 1) -> tuple[Bottleneck, torch.Tensor]:
+    """A block with steps measured on the input that comes with it."""
+    torch.manual_seed(seed)
+    block, x = Bottleneck(channels, inner), torch.randn(2, channels, 13, 7)
+    block.largest = []
+    with torch.no_grad():
+        block(x)
+    block.set_steps()
+    return block, x
+
+
+def test_steps_are_needed_and_rounding_is_small():
+    assert not Bottleneck(8, 4).measured and not Bottleneck(8, 4, 0.1).measured
+    block, x = made()
+    assert block.measured and block.largest is None
+    with torch.no_grad():
+        plain = block(x) - x
+        block.rounded = True
+        rounded = block(x) - x
+    error = (rounded - plain).square().mean().sqrt() / plain.std()
+    assert 0 < error < 0.03
+
+
+def test_gradients_pass_through_rounding_and_stop_where_it_clips():
+    block, x = made()
+    block.rounded = True
+    x[0, 0, 0, 0] = 1000.0
+    x.requires_grad_()
+    (block(x) - x).square().sum().backward()
+    assert x.grad[0, 0, 0, 0] == 0 and (x.grad != 0).float().mean() > 0.9
+    assert all(part.grad is not None and part.grad.abs().sum() > 0 for part in block.parameters())
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 9), (1, 40, 33)])
+def test_it_is_what_the_model_defines(dtype, shape):
+    block, _ = made()
+    block.rounded = True
+    t = torch.randn(*shape, 48).to(dtype)
+    with torch.inference_mode():
+        expected = block(t.float().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        found = eightbit.EightBitBlock(block)(t.clone())
+    assert found.dtype == dtype and found.shape == t.shape
+    scale = (expected - t.float()).std()
+    difference = (found.float() - expected).abs() / scale
+    # a value on an edge of rounding may fall to either side, and bfloat16 holds sums to a 512th
+    assert difference.max() < 0.12 and difference.mean() < 0.01
+
+
+@needs_int8
+def test_broken_products_are_not_used(monkeypatch):
+    original = eightbit._Product.to_steps
+    monkeypatch.setattr(eightbit._Product, "to_steps", lambda self, t: original(self, t) // 2)
+    assert not eightbit.works.__wrapped__(torch.float32)
+
+    def absent(self, weight):
+        raise AttributeError("no such operation")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(eightbit._Product, "_packed", absent)
+    assert not eightbit.works.__wrapped__(torch.float32)
+
+
+def test_precisions(eight, grouped):
+    try:
+        assert eight.has_eight_bits and not grouped.has_eight_bits
+        assert eight.set_precision("int8").eight_bit and not grouped.set_precision("int8").eight_bit
+        assert eight.set_precision("auto").eight_bit == native_int8("cpu")
+        assert eight.set_precision("int8").precision_name.endswith(" and int8")
+        assert not eight.set_precision("bfloat16").eight_bit and eight.precision_name == "bfloat16"
+        with pytest.raises(KeyError):
+            eight.set_precision("int4")
+    finally:
+        eight.set_precision("float32")
+        grouped.set_precision("float32")
+
+
+def picture() -> Image.Image:
+    from skimage import data
+
+    return Image.fromarray(data.astronaut()[100:275, 150:340])
+
+
+def psnr(a, b) -> float:
+    return 10 * np.log10(255**2 / np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2))
+
+
+def test_files_of_either_precision_are_read_with_the_other(eight):
+    image = picture()
+    shown = {}
+    try:
+        for one in ("int8", "float32"):
+            data = prepare(image, eight.set_precision(one)).code(700)
+            for other in ("int8", "float32"):
+                shown[one, other] = psnr(image, decode(data, model=eight.set_precision(other)))
+    finally:
+        eight.set_precision("float32")
+    assert max(shown.values()) - min(shown.values()) < 0.1
+    assert shown["int8", "int8"] != shown["int8", "float32"]
+
+
+@needs_int8
+def test_networks_in_use_take_the_integers(eight):
+    x = torch.rand(1, 3, 64, 80)
+    cells = (x * 255 - 127.5).view(1, 3, 4, 2, 8, 5, 2, 8).permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(1, 4, 5, 768)
+    try:
+        eight.set_precision("float32").round_blocks(True)
+        with torch.inference_mode():
+            used = Inference(eight)
+            assert used.encoder.eight_bit and all(part.eight_bit for part in used.decoder if part.layers)
+            mine, defined = used.analysis(cells).permute(0, 3, 1, 2), eight.analysis(x)
+            eight.round_blocks(False)
+            plain = eight.analysis(x)
+        assert (mine - defined).abs().mean() < 0.2 * (defined - plain).abs().mean()
+    finally:
+        eight.set_precision("float32")
