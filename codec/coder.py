@@ -33,9 +33,11 @@ from codec.latents import (
     add_mean,
     analyse,
     factors,
-    features_of,
     fill,
-    later_pass,
+    index_features,
+    later_index,
+    later_mean,
+    mean_features,
     over,
     pieces_of,
     put,
@@ -43,7 +45,8 @@ from codec.latents import (
     refined,
     render,
     revalue,
-    second_pass,
+    second_index,
+    second_mean,
 )  # fmt: skip
 from codec.model import LEVELS, Z_GROUPS, Z_MAX, NightCodec, load_model, model_id
 from codec.packed import EVEN, ODD, pack
@@ -469,17 +472,19 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
     latents = Latents.empty(grid, levels, torch.from_numpy(z).to(device).float().permute(0, 2, 3, 1).contiguous())
     inference = inference_of(model)
     canvases: list[_Canvas] = []
-    features: dict[Window, tuple[Tensor, Tensor]] = {}  # of two bands at most, from the first pass for the others
+    of_index: dict[Window, Tensor] = {}  # features of two bands at most, from the first pass for the others
+    of_mean: dict[Window, Tensor] = {}
+    means: dict[Window, Tensor] = {}
     passes = _order_of_passes(model)
     first_group, *later = model.config.slices
 
-    def read(band: int, number: int) -> None:
-        """Pass `number` of a band's segments; after the last the streams must end."""
+    def read(band: int, number: int, beside: Callable) -> None:
+        """Pass `number` of a band's segments, and beside(window) for its pieces, which does not need these symbols;
+        after the last pass the streams must end."""
         symbols, index = latents.arrays(band)
         part, parity = passes[number]
 
-        def one(job) -> None:
-            column, window, item = job
+        def one(column: int, window: Window, item: int) -> None:
             place = (0, window.bottom - window.top, window.left, window.right)
             decoder = decoders[band, column][item]
             decoder.read(entropy.Block(symbols[item][part], index[item][part], tables, place, parity))
@@ -490,25 +495,37 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
                 decoder.finish(entropy.checksum(*parts))
                 decoders[band, column][item] = None
 
-        windows = list(enumerate(grid.windows(band)))
-        each(one, [(column, window, item) for column, window in windows for item in range(len(streams))])
+        items = range(len(streams))
+        jobs = [functools.partial(one, *place, i) for place in enumerate(grid.windows(band)) for i in items]
+        more = [functools.partial(beside, window) for window in pieces_of(model, grid, band)]
+        if device.type == "cuda":
+            for job in more:
+                job()  # the device works while the streams are read
+            more = []
+        each(lambda job: job(), jobs + more)
 
-    means: dict[Window, Tensor] = {}
+    def first_indices(window: Window) -> None:
+        of_index[window] = index_features(inference, latents, window)
+        put(latents.index, window, first_group, inference.indices.bins_first(pack(of_index[window], EVEN)), EVEN)
 
-    def begin(window: Window) -> None:
-        of_index, of_mean = features[window] = features_of(inference, latents, window)
-        put(latents.index, window, first_group, inference.indices.bins_first(pack(of_index, EVEN)), EVEN)
-        means[window] = inference.mean_first(pack(of_mean, EVEN))
+    def first_means(window: Window) -> None:
+        of_mean[window] = mean_features(inference, latents, window)
+        means[window] = inference.mean_first(pack(of_mean[window], EVEN))
 
-    def go_on(window: Window) -> None:
-        index, means[window] = second_pass(inference, latents, window, *features[window])
-        put(latents.index, window, first_group, index, ODD)
+    def second_indices(window: Window) -> None:
+        put(latents.index, window, first_group, second_index(inference, latents, window, of_index[window]), ODD)
 
-    def next_group(number: int, window: Window) -> None:
+    def second_means(window: Window) -> None:
+        means[window] = second_mean(inference, latents, window, of_mean[window])
+
+    def later_indices(number: int, window: Window) -> None:
         if number > 1:
             add_group_mean(latents, window, later[number - 2], means.pop(window))
-        index, means[window] = later_pass(inference, latents, window, number, *features[window])
+        index = later_index(inference, latents, window, number, of_index[window])
         fill(latents.index, window, later[number - 1], index)
+
+    def later_means(number: int, window: Window) -> None:
+        means[window] = later_mean(inference, latents, window, number, of_mean[window])
 
     def show(window: Window, paint: Callable) -> None:
         for item, canvas in enumerate(canvases):
@@ -518,24 +535,24 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
         if step < grid.bands:
             latents.open_band(model, step)
             pieces = pieces_of(model, grid, step)
-            over(model, begin, pieces)
-            read(step, 0)
+            over(model, first_indices, pieces)
+            read(step, 0, first_means)
             for window in pieces:
                 add_mean(latents, window, means.pop(window), EVEN)
         band = step - 1
         if 0 <= band < grid.bands:
             pieces = pieces_of(model, grid, band)
-            over(model, go_on, pieces)
-            read(band, 1)
+            over(model, second_indices, pieces)
+            read(band, 1, second_means)
             for window in pieces:
                 add_mean(latents, window, means.pop(window), ODD)
             for number in range(1, len(later) + 1):
-                over(model, functools.partial(next_group, number), pieces)
-                read(band, number + 1)
+                over(model, functools.partial(later_indices, number), pieces)
+                read(band, number + 1, functools.partial(later_means, number))
             if later:
                 over(model, lambda window: add_group_mean(latents, window, later[-1], means.pop(window)), pieces)
             for window in pieces:
-                features.pop(window)
+                del of_index[window], of_mean[window]
             latents.index.parts[band] = None
         band = step - 2
         if 0 <= band < grid.bands:

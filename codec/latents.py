@@ -247,11 +247,21 @@ def fill(bands: Bands, window: Window, channels: slice, part: Tensor) -> None:
     bands.part_of(window)[..., channels].copy_(part)
 
 
-def features_of(inference: Inference, latents: Latents, window: Window) -> tuple[Tensor, Tensor]:
-    """What z says of a window's cells [B,h,w,..]: features of the index network and of the mean network."""
+def _around(inference: Inference, latents: Latents, window: Window) -> tuple:
+    """z around a window, and where in the latent over it the window and two cells around it stand."""
     outer, near = window.grown(inference.model.latent_halo), window.grown(2)
-    z, place, inner = outer.z_of(latents.z), near.within(outer), window.within(near)
-    return inference.indices.index_features(z, latents.levels, place, inner), inference.mean_features(z, place, inner)
+    return outer.z_of(latents.z), near.within(outer), window.within(near)
+
+
+def index_features(inference: Inference, latents: Latents, window: Window) -> Tensor:
+    """What z says to the index network of a window's cells [B,h,w,n]."""
+    z, place, inner = _around(inference, latents, window)
+    return inference.indices.index_features(z, latents.levels, place, inner)
+
+
+def mean_features(inference: Inference, latents: Latents, window: Window) -> Tensor:
+    """What z says to the mean network of a window's cells [B,h,w,m]."""
+    return inference.mean_features(*_around(inference, latents, window))
 
 
 def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid) -> Latents:
@@ -269,15 +279,19 @@ def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid) -> Latents
             put(bands, window, first, packed, parity)
 
     def begin(window: Window) -> None:
-        of_index, of_mean = features[window] = features_of(inference, latents, window)
+        of_index = index_features(inference, latents, window)
+        of_mean = mean_features(inference, latents, window)
+        features[window] = of_index, of_mean
         index = inference.indices.bins_first(pack(of_index, EVEN))
         settle(window, EVEN, index, inference.mean_first(pack(of_mean, EVEN)))
 
     def finish(window: Window) -> None:
         of_index, of_mean = features.pop(window)
-        settle(window, ODD, *second_pass(inference, latents, window, of_index, of_mean))
+        index = second_index(inference, latents, window, of_index)
+        settle(window, ODD, index, second_mean(inference, latents, window, of_mean))
         for number, channels in enumerate(later, 1):
-            index, mean = later_pass(inference, latents, window, number, of_index, of_mean)
+            index = later_index(inference, latents, window, number, of_index)
+            mean = later_mean(inference, latents, window, number, of_mean)
             part = y.window(*window.box)[..., channels].to(device).float()
             _settle_group(model, latents, window, channels, part, gain[..., channels], index, mean)
 
@@ -317,28 +331,31 @@ def _planes(bands: Bands, window: Window, channels: slice) -> np.ndarray:
     return bands.part_of(window).permute(0, 3, 1, 2).numpy()[:, channels]
 
 
-def second_pass(inference: Inference, latents: Latents, window: Window, of_index: Tensor, of_mean: Tensor):
-    """(bins, means) of the first group in a window's odd cells, packed, from the window's features and the even cells
-    around."""
+def second_index(inference: Inference, latents: Latents, window: Window, of_index: Tensor) -> Tensor:
+    """Bins of the first group in a window's odd cells, packed, from the window's features and the even cells around."""
     outer, first = window.grown(2), inference.model.config.slices[0]
-    inner = window.packed_within(outer)
     symbols = latents.symbols.window(*outer.box)[..., first].to(of_index.device)
-    index = inference.indices.bins_second(pack(of_index, ODD), symbols, inner)
-    return index, _mean_second(inference, latents, window, of_mean)
+    return inference.indices.bins_second(pack(of_index, ODD), symbols, window.packed_within(outer))
 
 
-def _mean_second(inference: Inference, latents: Latents, window: Window, of_mean: Tensor) -> Tensor:
+def second_mean(inference: Inference, latents: Latents, window: Window, of_mean: Tensor) -> Tensor:
+    """The means there, packed."""
     outer, first = window.grown(2), inference.model.config.slices[0]
     values = pack(latents.values.window(*outer.box)[..., first], EVEN)
     return inference.mean_second(pack(of_mean, ODD), values, window.packed_within(outer))
 
 
-def later_pass(inference: Inference, latents: Latents, window: Window, number: int, of_index: Tensor, of_mean: Tensor):
-    """(bins, means) of group `number` (1..) in a window's cells, from the groups before it there."""
+def later_index(inference: Inference, latents: Latents, window: Window, number: int, of_index: Tensor) -> Tensor:
+    """Bins of group `number` (1..) in a window's cells, from the groups before it there."""
     before = slice(0, inference.model.config.slices[number].start)
     symbols = latents.symbols.window(*window.box)[..., before].to(of_index.device)
-    index = inference.indices.bins_group(number, of_index, symbols)
-    return index, inference.mean_group(number, of_mean, latents.values.window(*window.box)[..., before])
+    return inference.indices.bins_group(number, of_index, symbols)
+
+
+def later_mean(inference: Inference, latents: Latents, window: Window, number: int, of_mean: Tensor) -> Tensor:
+    """The means there."""
+    before = slice(0, inference.model.config.slices[number].start)
+    return inference.mean_group(number, of_mean, latents.values.window(*window.box)[..., before])
 
 
 def revalue(model: NightCodec, latents: Latents) -> Iterator[int]:
@@ -347,16 +364,14 @@ def revalue(model: NightCodec, latents: Latents) -> Iterator[int]:
     features = {}
 
     def begin(window: Window) -> None:
-        _, of_mean = features_of(inference, latents, window)
-        features[window] = of_mean
+        of_mean = features[window] = mean_features(inference, latents, window)
         add_mean(latents, window, inference.mean_first(pack(of_mean, EVEN)), EVEN)
 
     def finish(window: Window) -> None:
         of_mean = features.pop(window)
-        add_mean(latents, window, _mean_second(inference, latents, window, of_mean), ODD)
+        add_mean(latents, window, second_mean(inference, latents, window, of_mean), ODD)
         for number, channels in enumerate(model.config.slices[1:], 1):
-            before = latents.values.window(*window.box)[..., : channels.start]
-            add_group_mean(latents, window, channels, inference.mean_group(number, of_mean, before))
+            add_group_mean(latents, window, channels, later_mean(inference, latents, window, number, of_mean))
 
     for step in range(grid.bands + 2):
         if step < grid.bands:
