@@ -65,6 +65,7 @@ PRECISION = 14  # frequencies sum to 2**PRECISION
 STEP = 5.1  # quantisation step times sqrt(lambda) that high-rate theory gives for an orthonormal transform
 THRESHOLD_SYMBOLS = 8  # magnitudes up to this have their own rounding threshold
 THRESHOLD_STRENGTH = 0.5  # share of the theoretical rate gain that rounding trades for distortion; measured best
+TABLE_STRENGTH = 0.6  # the same where the gain is read off the measured tables
 
 
 class Symbols(NamedTuple):
@@ -142,17 +143,22 @@ def lambda_of(level: Tensor | float) -> Tensor | float:
     return low * (high / low) ** (level / LEVELS)
 
 
-def rounding_thresholds(strength: float = THRESHOLD_STRENGTH) -> Tensor:
+def rounding_thresholds(strength: float = THRESHOLD_STRENGTH, y_freq: list[np.ndarray] | None = None) -> Tensor:
     """[BINS, THRESHOLD_SYMBOLS + 1]: a residual of magnitude v that rounds to k becomes k - 1 if v < [bin, k].
 
-    Rate-distortion optimised rounding: k - 1 costs fewer bits under the bin's Gaussian; it is taken where these
-    outweigh lambda times the added squared error, which for steps of STEP / sqrt(lambda) and an orthonormal
-    transform of three channels is STEP^2 / 3 per squared quantisation step.
+    Rate-distortion optimised rounding: k - 1 costs fewer bits under the bin's Gaussian, or in its table where these are
+    given (EntropyTables.y_freq); it is taken where these outweigh lambda times the added squared error, which for steps
+    of STEP / sqrt(lambda) and an orthonormal transform of three channels is STEP^2 / 3 per squared quantisation step.
     """
     k = torch.arange(0, THRESHOLD_SYMBOLS + 1, dtype=torch.float64)
     bits = -torch.log2(gaussian_mass(k[None], torch.from_numpy(bin_scales())[:, None]))
+    for number, table in enumerate(y_freq or ()):
+        middle = (len(table) - 2) // 2
+        coded = table[middle : min(2 * middle + 1, middle + THRESHOLD_SYMBOLS + 1)].astype(np.float64)
+        if number > 0:
+            bits[number, : len(coded)] = PRECISION - torch.log2(torch.from_numpy(coded))
     saved = torch.zeros_like(bits)
-    saved[:, 1:] = (bits[:, 1:] - bits[:, :-1]) * (strength / (2 * STEP**2 / 3))
+    saved[:, 1:] = (bits[:, 1:] - bits[:, :-1]).clamp_min(0) * (strength / (2 * STEP**2 / 3))
     return torch.minimum(k - 0.5 + saved, k + 0.5).float()
 
 
@@ -972,6 +978,7 @@ def load_model(source: str | Path | bytes) -> NightCodec:
     model.load_state_dict(state)
     model.indices.check()
     model.frequencies = EntropyTables(y_freq, z_freq)
+    model.thresholds.copy_(rounding_thresholds(TABLE_STRENGTH, y_freq))
     model.identity = model_id(data)
     model.metadata = metadata
     return model.eval().requires_grad_(False)

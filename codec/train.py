@@ -181,7 +181,7 @@ def measure_tables(
 
 
 @torch.no_grad()
-def measure_steps(model: NightCodec, pictures: list[np.ndarray], crops: int = 128, size: int = 192, seed: int = 8):
+def measure_steps(model: NightCodec, pictures: list[np.ndarray], crops: int = 64, size: int = 192, seed: int = 8):
     """Sets the quantisation steps of the bottlenecks from what passes through them at all levels."""
     model.round_blocks(False)
     for block in model.blocks:
@@ -284,7 +284,7 @@ def export(
     model.indices.limit()
     model.to(device).eval().requires_grad_(False).set_precision("auto")
     if not config.leak and not model.has_eight_bits:
-        measure_steps(model, pictures, min(crops, 128))
+        measure_steps(model, pictures, min(crops, 64))
         model.set_precision("auto")
     model.frequencies = measure_tables(model, pictures, crops)
     return save_model(model.cpu(), path, **card)
@@ -394,7 +394,7 @@ def train(
                 finished = True
                 model.load_state_dict(average)
                 if not config.leak:
-                    measure_steps(model, pictures)
+                    measure_steps(model, pictures, size=size)
                     average |= {name: value.clone() for name, value in model.state_dict().items() if "step_" in name}
                     model.round_blocks(True)
                 trained = model.finishing_parameters()

@@ -13,6 +13,7 @@ from codec.model import (
     LAMBDA_RANGE,
     LEVELS,
     PRECISION,
+    STEP,
     Config,
     NightCodec,
     integer_frequencies,
@@ -223,6 +224,13 @@ def test_rounding_favours_cheap_symbols():
     likely, unlikely = model.round(residual, torch.full((6,), 63)), model.round(residual, torch.full((6,), 8))
     assert likely.tolist() == [0, -1, 1, -4, 700, -32767]
     assert unlikely.tolist()[:3] == [0, 0, 1]
+    tables = [table.copy() for table in model.tables().y_freq]
+    assert torch.allclose(rounding_thresholds(y_freq=tables)[20:50, 1:3], thresholds[20:50, 1:3], atol=0.03)
+    middle = (len(tables[40]) - 2) // 2
+    tables[40][[middle, middle + 1, middle - 1]] = 1 << 12, 1 << 8, 1 << 8  # a one costs four bits more than nothing
+    dearer = rounding_thresholds(1.0, tables)
+    assert dearer[40, 1] == pytest.approx(0.5 + 4 / (2 * STEP**2 / 3), abs=1e-6)
+    assert (dearer[41] - rounding_thresholds(1.0, model.tables().y_freq)[41]).abs().max() == 0
 
 
 def test_limit_makes_weights_pass_the_check():
