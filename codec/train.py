@@ -21,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
 
 from codec import model as networks
 from codec.model import (
@@ -197,6 +199,47 @@ def measure_steps(model: NightCodec, pictures: list[np.ndarray], crops: int = 64
         block.set_steps()
 
 
+@torch.no_grad()
+def revive(model: NightCodec, pictures: list[np.ndarray], crops: int = 24, size: int = 192, seed: int = 9) -> int:
+    """Makes the bottlenecks' units that are never or always above zero non-linear again; returns how many these were.
+
+    Such a unit's bias moves to where about half of what it sees is above zero. What it gives is scaled by the slope it
+    had over the mean slope that it has then, and the next bias takes up the change of its mean: the model computes
+    nearly what it did.
+    """
+    rng, revived = random.Random(seed), 0
+    x = batch(pictures, crops, size, rng).to(model.log_gain.device)
+    levels = torch.linspace(0, LEVELS - 1, crops).round().to(x.device)
+    seen: dict[str, Tensor] = {}
+
+    def keep(module, arguments):
+        seen["x"] = arguments[0]
+
+    def run() -> None:
+        y = model.analysis(x)
+        model.synthesis(model.unscale(torch.round(model.scale(y, levels)), levels), levels)
+
+    for block in model.blocks:
+        for layer, following in ((block.narrow, block.spatial), (block.spatial, block.widen)):
+            handle = block.register_forward_pre_hook(keep)
+            run()
+            handle.remove()
+            t = seen["x"].float()
+            t = t if layer is block.narrow else block._activation(block.narrow(t))
+            t = layer(t).transpose(0, 1).flatten(1)
+            share, mean = (t > 0).float().mean(1), t.mean(1)
+            slope = torch.where(share > 0.5, 1.0, block.leak)
+            dead = ((share < 0.01) | (share > 0.99)) & (slope > 0)
+            factor = torch.where(dead, slope / ((1 + block.leak) / 2), 1.0)
+            new = F.leaky_relu(t - mean[:, None], block.leak).mean(1) * factor
+            old = F.leaky_relu(t, block.leak).mean(1)
+            following.bias += following.weight.sum((2, 3)) @ torch.where(dead, old - new, 0.0)
+            following.weight *= factor[:, None, None]
+            layer.bias -= torch.where(dead, mean, 0.0)
+            revived += int(dead.sum())
+    return revived
+
+
 def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
     """A model file's tensors with as many bottlenecks in each transform as `config` has: spread evenly over the file's,
     the first and the last among them; all of them where it has fewer. Of the decoder's, where they narrow to more
@@ -334,7 +377,9 @@ def train(
         tensors = networks.float_tensors(model, arrays)
         model.load_state_dict(tensors, strict=False)
         say(f"{len(tensors)} of {len(model.state_dict())} tensors from {start}")
-    slow = [model.linear_analysis, model.linear_synthesis]
+    # Biases that move as fast as kernels push bottlenecks' units below zero for good.
+    biases = [part.bias for block in model.blocks for part in (block.narrow, block.spatial)]
+    slow = [model.linear_analysis, model.linear_synthesis, *biases]
     optimiser = Optimiser(model.parameters(), rate, slow, optimiser_kind)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     step, past, falling, finished = 0, 0.0, False, False
@@ -350,6 +395,9 @@ def train(
         torch.manual_seed(seed + step)
         say(f"going on from {checkpoint} at step {step}")
     pictures = load_pictures(data, size)
+    if start is not None and step == 0:
+        say(f"{revive(model, pictures)} units of the bottlenecks revived")
+        average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     say(f"{len(pictures)} pictures, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {device}")
 
     def save(path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from codec.model import Config, NightCodec, float_tensors, lambda_of, load_model, read_model_file, save_model
 from codec.splits import held_out, picture_files
-from codec.train import batch, crop, grown, load_pictures, main, regrouped, rendered_page, thinned, train
+from codec.train import batch, crop, grown, load_pictures, main, regrouped, rendered_page, revive, thinned, train
 
 SMALL = Config(
     channels=16, latent=40, hyper=8, encoder_blocks=1, decoder_blocks=1, mean_channels=16, index_channels=16,
@@ -132,6 +132,21 @@ def test_a_larger_model_starts_where_a_smaller_one_ended(tmp_path):
         kept = large.analysis_network.blocks[new].narrow.weight.detach().numpy()
         assert np.array_equal(kept, arrays[f"analysis_network.blocks.{old}.narrow.weight"].astype(np.float32))
     assert grown(arrays, small.config).keys() == arrays.keys()
+
+
+def test_dead_units_are_revived(folder):
+    torch.manual_seed(3)
+    model = NightCodec(dataclasses.replace(SMALL, encoder_blocks=2, leak=0.1))
+    block, pictures = model.blocks[0], load_pictures([folder], 64)
+    with torch.no_grad():
+        model.analysis_network.leave.weight.normal_(std=0.05)
+        block.narrow.bias[:3], block.spatial.bias[2:6] = -60.0, torch.tensor([60.0, -60.0, -60.0, 60.0])
+    x = batch(pictures, 4, 64, random.Random(0))
+    before = model.analysis(x).detach()
+    assert revive(model, pictures, 8, 64) >= 7
+    assert block.narrow.bias[:3].min() > -50 and block.spatial.bias[2:6].abs().max() < 50
+    assert (model.analysis(x) - before).square().mean() < 0.05 * before.square().mean()
+    assert revive(model, pictures, 8, 64) == 0
 
 
 def test_leaky_relus_lose_their_slope_by_and_by(folder, tmp_path):
