@@ -134,9 +134,10 @@ def test_a_larger_model_starts_where_a_smaller_one_ended(tmp_path):
     assert grown(arrays, small.config).keys() == arrays.keys()
 
 
-def test_dead_units_are_revived(folder):
+@pytest.mark.parametrize("leak", [0.0, 0.1])
+def test_dead_units_are_revived(folder, leak):
     torch.manual_seed(3)
-    model = NightCodec(dataclasses.replace(SMALL, encoder_blocks=2, leak=0.1))
+    model = NightCodec(dataclasses.replace(SMALL, encoder_blocks=2, leak=leak))
     block, pictures = model.blocks[0], load_pictures([folder], 64)
     with torch.no_grad():
         model.analysis_network.leave.weight.normal_(std=0.05)
