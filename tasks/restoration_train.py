@@ -26,6 +26,7 @@ from torch import Tensor
 from codec.model import native_bfloat16
 from codec.optimiser import Optimiser
 from codec.train import load_pictures
+from tasks.dormant import Watch
 from tasks.restoration import noise_sigma
 from tasks.restoration_networks import (
     NETWORKS,
@@ -37,6 +38,7 @@ from tasks.restoration_networks import (
 )
 
 SIGMA_RANGE = (2.0, 58.0)  # of the Gaussian samples, 0..255 scale
+WATCH_EVERY, WATCH_FOR = 500, 20  # steps: units that never fire in the last 20 of 500 are set to work again
 
 
 # -- what a noisy sample is
@@ -381,6 +383,7 @@ def train(
     where = torch.device(device).type
     started = saved_at = time.monotonic()
     budget, first, tally = minutes * 60.0, step, Tally()
+    watch, recycled = Watch(network), 0
     usual_norm = 1.0  # running mean of the gradient's norm, and where it is clipped
     with (out / "log.jsonl").open("a") as log:
         while (elapsed := time.monotonic() - started) < budget:
@@ -393,6 +396,11 @@ def train(
                 factor *= 0.5 * (1 + math.cos(math.pi * (progress - 1 + recipe.decay) / recipe.decay))
             optimiser.set_rate(recipe.rate * max(factor, 1e-3))
             parts = [part.to(device, non_blocking=True) for part in next(loader)]
+            turn = (step - first) % WATCH_EVERY
+            if turn == 0 and (progress < 1 - recipe.decay / 2 or step == first):
+                watch.start()
+            elif turn == WATCH_FOR and watch.watching:
+                recycled += watch.recycle(average)
             with torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where)):
                 result = network(parts[0], parts[2]) if task == "denoise" else network(parts[0])
             error = (result.float() - parts[1]).square().mean((1, 2, 3))
@@ -422,6 +430,7 @@ def train(
                     "step": step,
                     "seconds": round(past + elapsed, 1),
                     "rate": recipe.rate * factor,
+                    "recycled": recycled,
                     **tally.means(),
                 }
                 log.write(json.dumps(line) + "\n")
