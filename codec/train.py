@@ -24,6 +24,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from codec import model as networks
+from codec.crops import GREY, DeviceCrops
 from codec.model import (
     BINS,
     LEVELS,
@@ -43,6 +44,7 @@ from codec.starts import grown, regrouped, revive, thinned
 SYNTHETIC = 0.06  # share of samples that are rendered text and line art
 UNLEAK = 0.25  # share of the time in which a start's leaky ReLUs lose their slope; at once they would die by the layer
 REDUCED = 0.35  # share of the others that are a larger piece made smaller: sharper than the pictures themselves
+PAGES = 256  # rendered pages that a GPU's samples are cut from
 
 
 def load_pictures(folders: list[Path], smallest: int) -> list[np.ndarray]:
@@ -122,7 +124,7 @@ def crop(pictures: list[np.ndarray], size: int, rng: random.Random) -> np.ndarra
     if rng.random() < 0.5:
         piece = piece[:, ::-1]
     piece = np.rot90(piece, rng.randrange(4))
-    if rng.random() < 0.03:
+    if rng.random() < GREY:
         piece = np.repeat(piece.mean(2, keepdims=True), 3, 2).astype(np.uint8)
     return piece
 
@@ -230,13 +232,15 @@ def train(
     start: Path | None = None,
     optimiser_kind: str = "muon",
     say=print,
+    on_device: bool | None = None,
 ) -> Path:
     """Train for `minutes` (or go on from out/trunk.pt); returns the path of the exported weights.
 
     `start`: a model file whose fitting tensors are taken as first values; blocks that `config` lacks are dropped, those
     that it has more add nothing at first, the latent's channels are put in its order. Where its bottlenecks' ReLUs
     leak and `config`'s do not, they cease to by and by. config: by default the sizes of `start`, or Config's.
-    optimiser_kind: muon | adam. Raises FileNotFoundError where there are no pictures, ValueError where `start` is no
+    optimiser_kind: muon | adam. on_device: whether samples are cut in the device's memory (crops.py); by default where
+    that is not the CPU's. Raises FileNotFoundError where there are no pictures, ValueError where `start` is no
     model.
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the learning rate
     starts to fall, out/codec.safetensors at the end. The .pt files are this function's own; it loads them with
@@ -279,6 +283,10 @@ def train(
     if start is not None and step == 0:
         say(f"{revive(model, batch(pictures, 24, size, rng).to(device))} units of the bottlenecks revived")
         average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    crops = None
+    if device != "cpu" if on_device is None else on_device:
+        pages = [rendered_page(2 * size, rng) for _ in range(PAGES)]
+        crops = DeviceCrops(pictures, pages, SYNTHETIC, REDUCED, device)
     say(f"{len(pictures)} pictures, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {device}")
 
     def save(path: Path) -> None:
@@ -297,7 +305,7 @@ def train(
 
     started = saved_at = time.monotonic()
     budget, first = minutes * 60.0, step
-    sums = np.zeros(4)
+    sums = torch.zeros(4, device=device)
     with (out / "log.jsonl").open("a") as log:
         while True:
             elapsed = time.monotonic() - started
@@ -317,7 +325,7 @@ def train(
             if leak != config.leak:
                 for block in model.blocks:
                     block.leak = config.leak + (leak - config.leak) * max(0.0, 1 - progress / UNLEAK)
-            x = batch(pictures, batch_size, size, rng).to(device, non_blocking=True)
+            x = crops.batch(batch_size, size) if crops else batch(pictures, batch_size, size, rng).to(device)
             finishing = progress > 1 - finish
             if finishing and not finished:
                 finished = True
@@ -352,16 +360,10 @@ def train(
             step += 1
             keep = min(0.999, (1 + step) / (10 + step))
             with torch.no_grad():
-                for name, value in model.state_dict().items():
-                    average[name].lerp_(value, 1 - keep)
-            sums += [
-                loss.item(),
-                bpp.mean().item(),
-                z_bits.mean().item() / size**2,
-                error.log10().mean().item(),
-            ]
+                torch._foreach_lerp_(list(average.values()), list(model.state_dict().values()), 1 - keep)
+                sums += torch.stack([loss, bpp.mean(), z_bits.mean() / size**2, error.log10().mean()])
             if step % 50 == 0:
-                mean = sums / 50
+                mean = (sums / 50).tolist()
                 line = {
                     "step": step,
                     "seconds": round(past + elapsed, 1),
@@ -376,7 +378,7 @@ def train(
                 log.flush()
                 if step % 500 == 0:
                     say(json.dumps(line))
-                sums[:] = 0
+                sums.zero_()
             if time.monotonic() - saved_at > 300:
                 saved_at = time.monotonic()
                 save(out / "state.pt")

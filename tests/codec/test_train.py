@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from codec.crops import DeviceCrops
 from codec.model import Config, NightCodec, float_tensors, lambda_of, load_model, read_model_file, save_model
 from codec.splits import held_out, picture_files
 from codec.starts import grown, regrouped, revive, thinned
@@ -202,3 +203,34 @@ def test_training_needs_torch_numpy_and_pillow_alone():
     code = "import sys, codec.train; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numba", "scipy", "skimage", "pyarrow", "constriction", "prefect", "boto3"} & set(loaded)
+
+
+def test_a_device_cuts_the_same_kinds_of_samples():
+    torch.manual_seed(4)
+    places = np.stack(np.meshgrid(np.arange(90), np.arange(70), indexing="ij"), 2)  # each pixel says where it is
+    first = np.concatenate((places, np.full((90, 70, 1), 200)), 2).astype(np.uint8)
+    second = np.full((40, 33, 3), 7, np.uint8)
+    page = np.full((64, 64, 3), 99, np.uint8)
+    crops = DeviceCrops([first, second], [page], 0.25, 0.0, "cpu")
+    x = (crops.batch(400, 32) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert x.shape == (400, 32, 32, 3)
+    kinds = x[:, 0, 0, 2]
+    assert (kinds == 99).sum() in (100, 101) and 100 < (kinds == 200).sum() < 200 and (kinds == 7).sum() > 100
+    ways = set()
+    for piece in x[kinds == 200].astype(int):
+        steps = piece[1, 0, :2] - piece[0, 0, :2], piece[0, 1, :2] - piece[0, 0, :2]
+        ways.add(tuple(np.concatenate(steps)))
+        grid = piece[0, 0, :2] + np.arange(32)[:, None, None] * steps[0] + np.arange(32)[None, :, None] * steps[1]
+        assert np.array_equal(piece[..., :2], grid) and grid.min() >= 0 and (grid.max((0, 1)) < (90, 70)).all()
+    assert len(ways) == 8
+
+    reduced = DeviceCrops([first, second], [], 0.0, 1.0, "cpu").batch(50, 32)
+    assert reduced.shape == (50, 3, 32, 32) and 0 <= reduced.min() and reduced.max() <= 1
+    smooth = reduced[(reduced[:, 2, 0, 0] * 255).round() == 200]
+    assert (smooth[:, 2] * 255 - 200).abs().max() < 1  # what is even stays even
+
+
+def test_training_takes_samples_cut_on_the_device(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("codec.train.PAGES", 4)
+    path = train([folder], tmp_path, minutes=0.1, batch_size=4, size=64, config=SMALL, say=str, on_device=True)
+    assert int(load_model(path).metadata["steps"]) > 0
