@@ -99,16 +99,12 @@ class Watch:
         slope = torch.where(share > 0.5, 1.0, slopes)
         factor = torch.where(dormant, slope / ((1 + SLOPE) / 2), 1.0)
         shift = torch.where(dormant, slope * y_mean, 0.0)
-        changed = [(layer.bias, dormant), (slopes, dormant)]
-        every = slice(None)
-        if isinstance(following, MergingConv):
-            following.bias += following.kernel().sum((2, 3)) @ shift
-            following.weight += following.kernel() * (factor - 1)[:, None, None]
-            changed += [(following.bias, every), (following.weight, (every, dormant))]
-        else:
-            following.bias += following.weight.sum((2, 3)) @ shift
-            following.weight *= factor[:, None, None]
-            changed += [(following.bias, every), (following.weight, (every, dormant))]
+        kernel = following.kernel() if isinstance(following, MergingConv) else following.weight.clone()
+        following.bias += kernel.sum((2, 3)) @ shift
+        following.weight += kernel * (factor - 1)[:, None, None]
         layer.bias -= torch.where(dormant, y_mean, 0.0)
         slopes.copy_(torch.where(dormant, SLOPE, slopes))
-        return changed
+        every = slice(None)
+        return [
+            (layer.bias, dormant), (slopes, dormant), (following.bias, every), (following.weight, (every, dormant)),
+        ]  # fmt: skip

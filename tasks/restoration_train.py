@@ -6,7 +6,8 @@ restoration_networks.py, figures on test sets come from restoration_evaluate.py.
 
 The learning rate is constant, then falls with a cosine over the last part of the time given; the state at the start
 of the fall is kept (`trunk.pt`), and `resume` goes on from there with more time. Enlargers learn the absolute error,
-and while the rate falls the squared one.
+and while the rate falls the squared one. Until half of that fall, units that never fire are set to work again
+(dormant.py).
 """
 
 import argparse
@@ -38,7 +39,7 @@ from tasks.restoration_networks import (
 )
 
 SIGMA_RANGE = (2.0, 58.0)  # of the Gaussian samples, 0..255 scale
-WATCH_EVERY, WATCH_FOR = 500, 20  # steps: units that never fire in the last 20 of 500 are set to work again
+WATCH_EVERY, WATCH_FOR = 500, 20  # steps: what never fires in the first 20 of each 500 is set to work again
 
 
 # -- what a noisy sample is
