@@ -38,6 +38,7 @@ JPEG_HIDES_BELOW = 75  # coarser quantisation than this removes the noise that c
 SMALLEST_JUDGED = 64  # pixels a side: fewer blocks than this gives say nothing
 DENOISE_TILE = 1536  # pixels a side: about 0.4 GB of activations in bfloat16
 UPSCALE_TILE = 768
+LUMA = np.array([299, 587, 114], np.float32)  # thousandths of red, green, blue: whole numbers, so that sums are exact
 BICUBIC = "bicubic"
 NON_LOCAL_MEANS = "nlm"
 
@@ -278,26 +279,40 @@ def upscale(
     result.info = dict(image.info)
     if method in filters:
         return result
-    large = _enlarge_luma(luma_of(image), _needed("superres", method, scale), device, tile or UPSCALE_TILE)
+    luma = luma_of(image)
+    large = _enlarge_luma(luma, _needed("superres", method, scale), device, tile or UPSCALE_TILE)
     samples = _colour_samples(result).copy()
     if image.mode in ("L", "LA"):
-        samples[:, :, 0] = large
-    else:  # the bicubic picture, shifted to the network's luma: its chroma stays
-        shift = large.astype(np.int16) - np.rint(luma_of(result)).astype(np.int16)
-        samples[:, :, :3] = np.clip(samples[:, :, :3] + shift[:, :, None], 0, 255)
+        samples[:, :, 0] = eight_bit(large)
+    else:
+        small = _colour_samples(image)
+        red, blue = (_bicubic(small[:, :, c] - luma, result.size) for c in (0, 2))
+        green = red * (-LUMA[0] / LUMA[1]) - blue * (LUMA[2] / LUMA[1])
+        for channel, difference in enumerate((red, green, blue)):
+            samples[:, :, channel] = eight_bit(np.add(difference, large, out=difference))
     return _with_samples(result, samples)
 
 
+def eight_bit(samples: np.ndarray) -> np.ndarray:
+    """Floats in 0..255 -> uint8, rounded and clipped."""
+    return np.rint(np.clip(samples, 0.0, 255.0)).astype(np.uint8)
+
+
+def _bicubic(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 [h, w] -> float32 [H, W] for size (W, H), neither rounded nor clipped."""
+    return np.array(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC))
+
+
 def luma_of(image: Image.Image) -> np.ndarray:
-    """float32 [H, W] in 0..255: Rec. 601 luma, full range, not rounded."""
+    """float32 [H, W] in 0..255: Rec. 601 luma, full range, not rounded; exactly the grey value where all are equal."""
     samples = _colour_samples(image)
     if image.mode in ("L", "LA"):
         return samples[:, :, 0].astype(np.float32)
-    return samples[:, :, :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return samples[:, :, :3].astype(np.float32) @ LUMA / np.float32(1000)
 
 
 def _enlarge_luma(luma: np.ndarray, loaded: Loaded, device: str, tile: int) -> np.ndarray:
-    """float32 [h, w] in 0..255 -> uint8 [s*h, s*w]."""
+    """float32 [h, w] in 0..255 -> float32 [s*h, s*w] in 0..255, not rounded: colour is added before that."""
     import torch
 
     where = _device(device)
@@ -309,7 +324,8 @@ def _enlarge_luma(luma: np.ndarray, loaded: Loaded, device: str, tile: int) -> n
             return network(small)[0].permute(1, 2, 0).float().cpu().numpy()
 
     halo, multiple = loaded.network.halo, loaded.network.multiple
-    return run_tiled(enlarge, luma[:, :, None], halo, multiple, tile, loaded.scale)[:, :, 0]
+    large = run_tiled(enlarge, luma[:, :, None], halo, multiple, tile, loaded.scale, rounded=False)[:, :, 0]
+    return np.multiply(large, 255.0, out=large)
 
 
 def upscaler_id(scale: int) -> str:
@@ -383,11 +399,13 @@ def run_tiled(
     multiple: int,
     tile: int,
     scale: int = 1,
+    rounded: bool = True,
 ) -> np.ndarray:
     """Run `function` over a picture in tiles of one shape and paste the middles together, seamless.
 
     function: [h, w, C] (sides multiples of `multiple`) -> float [s*h, s*w, C'] in 0..1; samples: [H, W, C]; halo: the
-    radius that an output pixel sees, in input pixels; tile: largest side. -> uint8 [s*H, s*W, C'].
+    radius that an output pixel sees, in input pixels; tile: largest side. -> uint8 [s*H, s*W, C'], or
+    float32 in 0..1 where not `rounded`.
     Where memory runs out the tile is halved and everything starts again. Raises RestorationError where even the
     smallest tile does not fit, and for values that are not finite: a black or half-finished picture is never returned.
     """
@@ -398,7 +416,7 @@ def run_tiled(
     while True:
         tile = max(smallest, tile // multiple * multiple)
         try:
-            result = _tiles(function, padded, halo, multiple, tile, scale)
+            result = _tiles(function, padded, halo, multiple, tile, scale, rounded)
             return result[: scale * height, : scale * width]
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
@@ -413,7 +431,9 @@ def run_tiled(
         tile //= 2
 
 
-def _tiles(function, padded: np.ndarray, halo: int, multiple: int, tile: int, scale: int) -> np.ndarray:
+def _tiles(
+    function, padded: np.ndarray, halo: int, multiple: int, tile: int, scale: int, rounded: bool
+) -> np.ndarray:
     spans = [_spans(length, halo, multiple, tile) for length in padded.shape[:2]]
     result = None
     for top, bottom, first, last in spans[0]:
@@ -425,10 +445,12 @@ def _tiles(function, padded: np.ndarray, halo: int, multiple: int, tile: int, sc
                     "check the weights, or use another method"
                 )
             if result is None:
-                result = np.empty((scale * padded.shape[0], scale * padded.shape[1], piece.shape[2]), np.uint8)
+                shape = (scale * padded.shape[0], scale * padded.shape[1], piece.shape[2])
+                result = np.empty(shape, np.uint8 if rounded else np.float32)
             middle = piece[scale * (first - top) : scale * (last - top), scale * (start - left) : scale * (stop - left)]
             cell = result[scale * first : scale * last, scale * start : scale * stop]
-            cell[...] = np.rint(np.clip(middle, 0.0, 1.0) * 255.0)
+            middle = np.clip(middle, 0.0, 1.0)
+            cell[...] = np.rint(middle * 255.0) if rounded else middle
     return result
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from tasks import restoration
+from tasks.restoration import eight_bit
 from tasks.restoration_train import camera_pair, through_jpeg
 
 PICTURES = (".png", ".avif", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
@@ -63,10 +64,6 @@ def noisy_samples(clean: np.ndarray, sigma: float, name: str) -> np.ndarray:
     """Float samples with white noise: the same noise for the same picture and sigma in every run."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), int(sigma * 1000)])
     return clean.astype(np.float32) + np.float32(sigma) * rng.standard_normal(clean.shape, dtype=np.float32)
-
-
-def eight_bit(samples: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(samples), 0, 255).astype(np.uint8)
 
 
 def decision_rows(folder: Path, limit: int | None = None) -> Iterator[dict]:

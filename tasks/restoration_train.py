@@ -15,6 +15,7 @@ import dataclasses
 import io
 import json
 import math
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from codec.model import native_bfloat16
 from codec.optimiser import Optimiser
-from codec.train import load_pictures
+from codec.train import load_pictures, rendered_page
 from tasks.dormant import Watch
 from tasks.restoration import noise_sigma
 from tasks.restoration_networks import (
@@ -221,11 +222,12 @@ class NoisyPatches(torch.utils.data.IterableDataset):
 
 class ReducedPatches(torch.utils.data.IterableDataset):
     """Endless batches (small: float32 [B,1,S,S], large: float32 [B,1,s*S,s*S]) of luma in 0..1, reduced by Pillow's
-    bicubic filter on 8-bit RGB. sizes: factors by which each picture is reduced before."""
+    bicubic filter on 8-bit RGB. sizes: factors by which each picture is reduced before; pages: how many rendered
+    pages (text, rules, shapes) are there beside the photographs."""
 
     def __init__(
         self, pictures: list[np.ndarray], count: int, size: int, seed: int, scale: int,
-        sizes: tuple[float, ...] = (1.0, 0.7, 0.5),
+        sizes: tuple[float, ...] = (1.0, 0.7, 0.5), pages: int = 0,
     ):  # fmt: skip
         self.count, self.size, self.seed, self.scale = count, size, seed, scale
         self.pairs = []
@@ -234,6 +236,8 @@ class ReducedPatches(torch.utils.data.IterableDataset):
                 pair = self.pair(picture, factor)
                 if min(pair[0].shape) >= size:
                     self.pairs.append(pair)
+        for number in range(pages):
+            self.pairs.append(self.pair(turned_page(max(384, size * scale), random.Random(number)), 1.0))
         self.weights = np.cumsum([p[0].size for p in self.pairs], dtype=float)
         self.weights /= self.weights[-1]
 
@@ -267,6 +271,17 @@ class ReducedPatches(torch.utils.data.IterableDataset):
             yield torch.from_numpy(small), torch.from_numpy(large)
 
 
+def turned_page(size: int, rng: random.Random) -> np.ndarray:
+    """A rendered page, turned by any angle and reduced, so that its edges lie anywhere and are as sharp as the grid
+    allows: uint8 [size,size,3]."""
+    side = int(size * rng.uniform(1.4, 2.5))
+    page = Image.fromarray(rendered_page(int(side * 1.45), rng))
+    page = page.rotate(rng.uniform(0, 360) if rng.random() < 0.7 else 0, Image.Resampling.BICUBIC)
+    start = (page.width - side) // 2
+    page = page.crop((start, start, start + side, start + side))
+    return np.asarray(page.resize((size, size), Image.Resampling.BICUBIC))
+
+
 def luma(samples: np.ndarray) -> np.ndarray:
     """uint8 [H,W,3] -> float32 [H,W] in 0..1 (Rec. 601, full range)."""
     return (samples.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)) / np.float32(255.0)
@@ -279,7 +294,7 @@ def luma(samples: np.ndarray) -> np.ndarray:
 class Recipe:
     """batch: samples a step; size: side of a sample in input pixels; rate: Adam's; decay: share of the time in which
     the rate falls; noise: shares of Gaussian, Poisson-Gaussian and camera noise; sizes: factors by which enlargers'
-    pictures are reduced before; optimiser: muon | adam."""
+    pictures are reduced before; pages: rendered ones among them; optimiser: muon | adam."""
 
     batch: int = 4
     size: int = 96
@@ -287,6 +302,7 @@ class Recipe:
     decay: float = 0.4
     noise: tuple[float, float, float] = (0.6, 0.15, 0.25)
     sizes: tuple[float, ...] = (1.0, 0.7, 0.5)
+    pages: int = 0
     optimiser: str = "muon"
 
 
@@ -367,7 +383,7 @@ def train(
     if task == "denoise":
         batches = NoisyPatches(pictures, recipe.batch, recipe.size, seed + step, recipe.noise)
     else:
-        batches = ReducedPatches(pictures, recipe.batch, recipe.size, seed + step, scale, recipe.sizes)
+        batches = ReducedPatches(pictures, recipe.batch, recipe.size, seed + step, scale, recipe.sizes, recipe.pages)
     loader = iter(
         torch.utils.data.DataLoader(batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda")
     )
@@ -515,6 +531,7 @@ def main() -> None:
     parser.add_argument("--optimiser", choices=("muon", "adam"))
     parser.add_argument("--noise", type=float, nargs=3, metavar="SHARE", help="of Gaussian, Poisson-Gaussian, camera")
     parser.add_argument("--sizes", type=float, nargs="+", help="by which enlargers' pictures are reduced before")
+    parser.add_argument("--pages", type=int, help="rendered pages among enlargers' pictures")
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--config", type=json.loads, help='sizes of the network as JSON, e.g. {"depth": 12}')
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -525,7 +542,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     name, _ = variant_parts(a.task, a.variant)
-    names = ("batch", "size", "rate", "decay", "optimiser", "noise", "sizes")
+    names = ("batch", "size", "rate", "decay", "optimiser", "noise", "sizes", "pages")
     changes = {k: getattr(a, k) for k in names if getattr(a, k) is not None}
     recipe = dataclasses.replace(RECIPES[a.task][name], **changes)
     config = a.config and {k: tuple(v) if isinstance(v, list) else v for k, v in a.config.items()}

@@ -63,8 +63,10 @@ def drawings(count: int) -> list:
     return pictures
 
 
-def make_files(model, folder: Path | None, count: int, qualities: list[float]) -> tuple[list[bytes], list]:
-    """Bitstreams, and for each the picture that it was made from."""
+def make_files(
+    model, folder: Path | None, count: int, qualities: list[float], rows: tuple[int, int] = (64, 16)
+) -> tuple[list[bytes], list]:
+    """Bitstreams, and for each the picture that it was made from; `rows` of the latent to a segment, in turn."""
     from PIL import Image
 
     from codec.coder import level_of, prepare
@@ -76,7 +78,7 @@ def make_files(model, folder: Path | None, count: int, qualities: list[float]) -
         pictures = [Image.open(path).convert("RGB") for path in paths[:count]]
     files, originals = [], []
     for i, picture in enumerate(pictures):
-        prepared = prepare(picture, model, 16 if i % 2 else 64)  # small segments: many windows and halos
+        prepared = prepare(picture, model, rows[i % 2])  # small segments: many windows and halos
         files += [prepared.code(level_of(quality)) for quality in qualities]
         originals += [np.asarray(picture).astype(np.int16)] * len(qualities)
     return files, originals
@@ -225,9 +227,14 @@ def main() -> int:
 
     model_path = args.model or str(default_model())
     model = get_model(model_path, device="cpu", precision="float32")
-    files, originals = make_files(model, args.images, args.count, [float(q) for q in args.qualities.split(",")])
+    qualities = [float(q) for q in args.qualities.split(",")]
+    files, originals = make_files(model, args.images, args.count, qualities)
     names = [name for name in WAYS if not args.ways or args.ways in name or name == "1 thread"]
-    rows = compare(model_path, files, originals, names)
+    whole = [name for name in names if WAYS[name].get("whole")]
+    rows = compare(model_path, files, originals, [name for name in names if name not in whole])
+    if whole:  # a whole picture is one segment: files of their own, of pictures up to 1,024 rows
+        single, pictures = make_files(model, args.images, args.count, qualities, (64, 64))
+        rows += compare(model_path, single, pictures, ["1 thread", *whole])[1:]
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
