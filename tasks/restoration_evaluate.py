@@ -2,9 +2,11 @@
 bytes saved. One function a table, each yields rows; `markdown` prints them, `strip` shows them side by side.
 
 Conditions, so that figures can be laid beside published ones: denoising PSNR over RGB with the clean picture as the
-file has it, networks once on float noise (as papers do) and once on 8-bit files (as the product does); enlarging on
-MATLAB's luma (65.481, 128.553, 24.966, +16), rounded, a border of `scale` pixels cut, reduced by Pillow's bicubic
-filter on 8-bit RGB. Methods themselves stand in restoration.py.
+file has it, networks once on float noise (as papers do) and once on 8-bit files (as the product does). Enlarging is
+judged on MATLAB's luma (65.481, 128.553, 24.966, +16), rounded, a border of `scale` pixels cut; files of one channel
+are taken as they are. It is done twice: as the papers on SRCNN, FSRCNN and VDSR do it, that luma reduced in floating
+point by the bicubic filter and enlarged; and as the product does it, an 8-bit file reduced and enlarged in its
+colours. Methods themselves stand in restoration.py.
 """
 
 import io
@@ -28,8 +30,9 @@ NETWORKS = ("dncnn", "night")
 CAMERAS = ((800, 3.0, 95), (250, 4.0, 92), (100, 5.0, 92))
 
 
-def pictures(folder: Path, limit: int | None = None) -> list[tuple[str, Image.Image]]:
-    """(name, RGB picture) of a folder and all below it, sorted; at most `limit`, evenly chosen.
+def pictures(folder: Path, limit: int | None = None, grey: bool = False) -> list[tuple[str, Image.Image]]:
+    """(name, RGB picture) of a folder and all below it, sorted; at most `limit`, evenly chosen. Files of one channel
+    stay so (L) where `grey` is set.
 
     Raises FileNotFoundError where there is none.
     """
@@ -41,7 +44,8 @@ def pictures(folder: Path, limit: int | None = None) -> list[tuple[str, Image.Im
     found = []
     for path in paths:
         with Image.open(path) as image:
-            found.append((path.stem, ImageOps.exif_transpose(image).convert("RGB")))
+            mode = "L" if grey and image.mode == "L" else "RGB"
+            found.append((path.stem, ImageOps.exif_transpose(image).convert(mode)))
     return found
 
 
@@ -164,29 +168,36 @@ def camera_rows(folder: Path, limit: int | None = None, strips: Path | None = No
 
 
 def enlarging_rows(folder: Path, scale: int, limit: int | None = None, strips: Path | None = None) -> Iterator[dict]:
-    """Luma PSNR and SSIM of every method at hand, under MATLAB conditions."""
-    at_hand = [m for m in ("srcnn", "fsrcnn", "night") if restoration.network_for("superres", scale, m)]
-    for number, (name, image) in enumerate(pictures(folder, limit)):
+    """Luma PSNR and SSIM of every method at hand: condition `x2` on luma as published figures are, `x2, 8-bit files` as
+    the product enlarges them."""
+    at_hand = [m for m in restoration.ENLARGERS[::-1] if restoration.network_for("superres", scale, m)]
+    for number, (name, image) in enumerate(pictures(folder, limit, grey=True)):
         width, height = (n // scale * scale for n in image.size)
         image = image.crop((0, 0, width, height))
-        small = image.resize((width // scale, height // scale), Image.Resampling.BICUBIC)
+        size = (width // scale, height // scale)
         inside = (slice(scale, -scale), slice(scale, -scale))
-        wanted = matlab_luma(image)[inside]
+        luma = matlab_luma(image)
+        low, span = (0.0, 255.0) if image.mode == "L" else (16.0, 219.0)
+        plane = np.array(Image.fromarray(luma.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+        plane = (plane - np.float32(low)) * np.float32(255.0 / span)
+        small = image.resize(size, Image.Resampling.BICUBIC)
         shown = [("original", image), (f"x{scale} nearest", small.resize(image.size, Image.Resampling.NEAREST))]
-        for method in ("bicubic", "lanczos", *at_hand):
+        for method in (*restoration.FILTERS, *at_hand):
+            large, seconds = _timed(lambda m=method, p=plane: restoration.upscale_luma(p, scale, method=m))
+            got = np.rint(np.clip(large.astype(np.float64), 0, 255) * (span / 255.0) + low)
+            yield _row("superres", folder, f"x{scale}", method, name, luma[inside], got[inside], seconds)
             result, seconds = _timed(lambda m=method, i=small: restoration.upscale(i, scale, method=m))
             shown.append((method, result))
             got = matlab_luma(result)[inside]
-            yield {
-                **_row("superres", folder, f"x{scale}", method, name, wanted, got, seconds),
-                "megapixels_per_second": width * height / 1e6 / max(seconds, 1e-9),
-            }
+            yield _row("superres", folder, f"x{scale}, 8-bit files", method, name, luma[inside], got, seconds)
         if strips and number < 4:
             strip(shown, np.asarray(image)).save(strips / f"superres-{name}-x{scale}.png")
 
 
 def matlab_luma(image: Image.Image) -> np.ndarray:
-    """float64 [H, W], rounded: MATLAB's rgb2ycbcr on 8-bit values, 16..235."""
+    """float64 [H, W], rounded: MATLAB's rgb2ycbcr on 8-bit values, 16..235; L as it is."""
+    if image.mode == "L":
+        return np.asarray(image, np.float64)
     samples = np.asarray(image.convert("RGB"), np.float64)
     return np.rint(samples @ np.array([65.481, 128.553, 24.966]) / 255.0 + 16.0)
 

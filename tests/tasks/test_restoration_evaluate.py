@@ -52,6 +52,8 @@ def test_matlab_luma_and_psnr():
     assert (evaluation.matlab_luma(colours) == 235).all()
     assert (evaluation.matlab_luma(Image.new("RGB", (4, 4))) == 16).all()
     assert (evaluation.matlab_luma(Image.new("RGB", (4, 4), (255, 0, 0))) == 81).all()
+    grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
+    assert (evaluation.matlab_luma(grey) == np.asarray(grey)).all()
     zeros = np.zeros((8, 8))
     assert evaluation.psnr(zeros, zeros + 5) == pytest.approx(34.1514, abs=1e-3)
 
@@ -73,7 +75,9 @@ def test_command_writes_every_table(folder, tmp_path, capsys):
     assert by["denoise", "sigma 25", "noisy (8 bit)"]["psnr"] == pytest.approx(20.3, abs=0.4)
     assert by["denoise", "sigma 25", "nlm"]["psnr"] > 26
     assert by["decision", "sigma 15", ""]["touched"] == 1.0 and by["decision", "clean", ""]["touched"] == 0.0
-    assert by["superres", "x2", "night"]["psnr"] > 15 and ("superres", "x3", "night") not in by
+    assert by["superres", "x2", "night"]["psnr"] > 15 and by["superres", "x2, 8-bit files", "night"]["psnr"] > 15
+    assert 0 < by["superres", "x2", "bicubic"]["psnr"] - by["superres", "x2, 8-bit files", "bicubic"]["psnr"] < 0.3
+    assert ("superres", "x3", "night") not in by
     assert by["denoise", "sigma 25", "night"]["pictures"] == 2
     assert {m["condition"] for m in means if m["table"] == "camera"} == {
         f"{electrons} e-, JPEG {quality}" for electrons, _, quality in evaluation.CAMERAS
