@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 
 import numpy as np
 import pytest
@@ -153,6 +154,18 @@ def test_networks_keep_grey_alpha_and_metadata(weights, cat):
     assert restoration.denoise(one, 20).size == (1, 1) and restoration.upscale(one, 2).size == (2, 2)
 
 
+def test_colours_are_added_to_the_luma_and_rounded_once(weights, cat):
+    """An 8-bit result's luma is within one channel's rounding of what the network gave."""
+    picture = cat.crop((0, 0, 96, 64))
+    large = restoration.upscale_luma(restoration.luma_of(picture), 2)
+    result = np.asarray(restoration.upscale(picture, 2))
+    inner = (result > 0).all(axis=2) & (result < 255).all(axis=2)  # clipped colours change the luma
+    assert inner.mean() > 0.8
+    difference = (restoration.luma_of(Image.fromarray(result)) - large)[inner]
+    assert np.abs(difference).max() < 0.51 and difference.std() < 0.25  # (0.45 / 12) ** 0.5 = 0.19
+    assert restoration.upscale_luma(restoration.luma_of(picture), 2, method="bicubic").shape == (128, 192)
+
+
 def test_ids_name_the_network_or_the_filter(weights, tmp_path, monkeypatch):
     assert restoration.denoiser_id().startswith("night-") and len(restoration.denoiser_id()) == 6 + 16
     assert restoration.upscaler_id(2) != restoration.upscaler_id(3)
@@ -279,6 +292,15 @@ def test_training_lowers_the_loss(folder, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert len(lines) >= 2 and lines[-1]["loss"] < lines[0]["loss"] - 0.3
     assert {"psnr_gaussian", "psnr_camera", "rate", "seconds", "step"} <= set(lines[0])
+
+
+def test_rendered_pages_lie_among_the_photographs(folder):
+    pictures = training.load_pictures([folder], 32)
+    plain, more = (training.ReducedPatches(pictures, 4, 16, 1, 2, (1.0,), pages) for pages in (0, 3))
+    assert len(more.pairs) == len(plain.pairs) + 3 and more.weights[-1] == 1.0
+    small, large = more.pairs[-1]
+    assert large.shape == (384, 384) and small.shape == (192, 192) and large.astype(float).std() > 0.02
+    assert (training.turned_page(64, random.Random(5)) == training.turned_page(64, random.Random(5))).all()
 
 
 def test_start_takes_the_function_over(tmp_path):
