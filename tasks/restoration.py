@@ -40,8 +40,8 @@ DENOISE_TILE = 1536  # pixels a side: about 0.4 GB of activations in bfloat16
 UPSCALE_TILE = 512  # larger ones leave the caches: at 768 a third slower in float32
 LUMA = np.array([299, 587, 114], np.float32)  # thousandths of red, green, blue: whole numbers, so that sums are exact
 BICUBIC = "bicubic"
-FILTERS = {BICUBIC: Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}  # that enlarge
-ENLARGERS = ("night", "fsrcnn", "srcnn")
+UPSCALE_FILTERS = {BICUBIC: Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+UPSCALE_NETWORKS = ("night", "fsrcnn", "srcnn")
 NON_LOCAL_MEANS = "nlm"
 
 
@@ -273,25 +273,24 @@ def upscale(
         raise UnsupportedPicture(f"mode {image.mode}: enlarging works on 8-bit L, LA, RGB and RGBA pictures")
     if method == "auto":
         method = "night" if network_for("superres", scale) else BICUBIC
-    if method not in FILTERS and method not in ENLARGERS:
-        raise ValueError(f"method {method!r}: one of auto, {', '.join((*ENLARGERS, *FILTERS))} is needed")
+    if method not in UPSCALE_FILTERS and method not in UPSCALE_NETWORKS:
+        known = ", ".join((*UPSCALE_NETWORKS, *UPSCALE_FILTERS))
+        raise ValueError(f"method {method!r}: one of auto, {known} is needed")
     size = (image.width * scale, image.height * scale)
-    result = image.resize(size, FILTERS.get(method, Image.Resampling.BICUBIC))
-    result.info = dict(image.info)
-    if method in FILTERS:
+    if method in UPSCALE_FILTERS:
+        result = image.resize(size, UPSCALE_FILTERS[method])
+        result.info = dict(image.info)
         return result
-    luma = luma_of(image)
+    small, luma = _colour_samples(image), luma_of(image)
     large = upscale_luma(luma, scale, method=method, device=device, tile=tile)
-    samples = _colour_samples(result).copy()
-    if image.mode in ("L", "LA"):
-        samples[:, :, 0] = eight_bit(large)
-    else:
-        small = _colour_samples(image)
+    planes = [large]
+    if image.mode in ("RGB", "RGBA"):
         red, blue = (_resized(small[:, :, c] - luma, size, BICUBIC) for c in (0, 2))
         green = red * (-LUMA[0] / LUMA[1]) - blue * (LUMA[2] / LUMA[1])
-        for channel, difference in enumerate((red, green, blue)):
-            samples[:, :, channel] = eight_bit(np.add(difference, large, out=difference))
-    return _with_samples(result, samples)
+        planes = [np.add(difference, large, out=difference) for difference in (red, green, blue)]
+    if image.mode in ("LA", "RGBA"):
+        planes.append(np.asarray(image.getchannel("A").resize(size, UPSCALE_FILTERS[BICUBIC])))
+    return _with_samples(image, np.stack([eight_bit(plane) for plane in planes], axis=2))
 
 
 def upscale_luma(
@@ -300,10 +299,20 @@ def upscale_luma(
     """A luma plane float32 [h, w] in 0..255 -> float32 [scale * h, scale * w], not rounded; networks clip to 0..255.
     `method` as in `upscale` but `auto`; errors as there."""
     height, width = luma.shape
-    if method in FILTERS:
+    if method in UPSCALE_FILTERS:
         return _resized(luma, (width * scale, height * scale), method)
-    loaded = _needed("superres", method, scale)
-    large = _enlarge_luma(luma, loaded, device, tile or UPSCALE_TILE)
+    import torch
+
+    loaded, where = _needed("superres", method, scale), _device(device)
+    network = _placed(loaded, where)
+
+    def enlarge(piece: np.ndarray) -> np.ndarray:
+        small = torch.from_numpy(np.array(piece.transpose(2, 0, 1), order="C")).to(where)[None] / 255.0
+        with torch.inference_mode(), _reduced_precision(where):
+            return network(small)[0].permute(1, 2, 0).float().cpu().numpy()
+
+    halo, multiple = loaded.network.halo, loaded.network.multiple
+    large = run_tiled(enlarge, luma[:, :, None], halo, multiple, tile or UPSCALE_TILE, scale, rounded=False)[:, :, 0]
     return np.multiply(large, 255.0, out=large)
 
 
@@ -314,7 +323,7 @@ def eight_bit(samples: np.ndarray) -> np.ndarray:
 
 def _resized(plane: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
     """float32 [h, w] -> float32 [H, W] for size (W, H), neither rounded nor clipped."""
-    return np.array(Image.fromarray(plane).resize(size, FILTERS[method]))
+    return np.array(Image.fromarray(plane).resize(size, UPSCALE_FILTERS[method]))
 
 
 def luma_of(image: Image.Image) -> np.ndarray:
@@ -323,22 +332,6 @@ def luma_of(image: Image.Image) -> np.ndarray:
     if image.mode in ("L", "LA"):
         return samples[:, :, 0].astype(np.float32)
     return samples[:, :, :3].astype(np.float32) @ LUMA / np.float32(1000)
-
-
-def _enlarge_luma(luma: np.ndarray, loaded: Loaded, device: str, tile: int) -> np.ndarray:
-    """float32 [h, w] in 0..255 -> float32 [s*h, s*w] in 0..1."""
-    import torch
-
-    where = _device(device)
-    network = _placed(loaded, where)
-
-    def enlarge(piece: np.ndarray) -> np.ndarray:
-        small = torch.from_numpy(np.array(piece.transpose(2, 0, 1), order="C")).to(where)[None] / 255.0
-        with torch.inference_mode(), _reduced_precision(where):
-            return network(small)[0].permute(1, 2, 0).float().cpu().numpy()
-
-    halo, multiple = loaded.network.halo, loaded.network.multiple
-    return run_tiled(enlarge, luma[:, :, None], halo, multiple, tile, loaded.scale, rounded=False)[:, :, 0]
 
 
 def upscaler_id(scale: int) -> str:

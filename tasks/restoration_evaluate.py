@@ -170,7 +170,7 @@ def camera_rows(folder: Path, limit: int | None = None, strips: Path | None = No
 def enlarging_rows(folder: Path, scale: int, limit: int | None = None, strips: Path | None = None) -> Iterator[dict]:
     """Luma PSNR and SSIM of every method at hand: condition `x2` on luma as published figures are, `x2, 8-bit files` as
     the product enlarges them."""
-    at_hand = [m for m in restoration.ENLARGERS[::-1] if restoration.network_for("superres", scale, m)]
+    at_hand = [m for m in restoration.UPSCALE_NETWORKS[::-1] if restoration.network_for("superres", scale, m)]
     for number, (name, image) in enumerate(pictures(folder, limit, grey=True)):
         width, height = (n // scale * scale for n in image.size)
         image = image.crop((0, 0, width, height))
@@ -182,7 +182,7 @@ def enlarging_rows(folder: Path, scale: int, limit: int | None = None, strips: P
         plane = (plane - np.float32(low)) * np.float32(255.0 / span)
         small = image.resize(size, Image.Resampling.BICUBIC)
         shown = [("original", image), (f"x{scale} nearest", small.resize(image.size, Image.Resampling.NEAREST))]
-        for method in (*restoration.FILTERS, *at_hand):
+        for method in (*restoration.UPSCALE_FILTERS, *at_hand):
             large, seconds = _timed(lambda m=method, p=plane: restoration.upscale_luma(p, scale, method=m))
             got = np.rint(np.clip(large.astype(np.float64), 0, 255) * (span / 255.0) + low)
             yield _row("superres", folder, f"x{scale}", method, name, luma[inside], got[inside], seconds)
