@@ -257,7 +257,8 @@ def upscale(
 ) -> Image.Image:
     """The picture `scale` (2, 3 or 4) times as wide and as high; mode, profile and EXIF kept.
 
-    Networks enlarge the luma, colour and alpha are bicubic. Detail beyond the source's resolution is synthetic: keep
+    Networks enlarge the luma, colour and alpha are bicubic; colours under full transparency give way to the nearest
+    visible ones before, so that they show nowhere. Detail beyond the source's resolution is synthetic: keep
     the result beside the source, never instead of it (`provenance`). `method`: `auto` (our network where its weights
     are, else bicubic), `night`, `fsrcnn`, `srcnn`, `bicubic`, `lanczos`; `device`, `tile`, errors as in `denoise`.
     """
@@ -277,10 +278,11 @@ def upscale(
         known = ", ".join((*UPSCALE_NETWORKS, *UPSCALE_FILTERS))
         raise ValueError(f"method {method!r}: one of auto, {known} is needed")
     size = (image.width * scale, image.height * scale)
-    if method in UPSCALE_FILTERS:
+    if method in UPSCALE_FILTERS:  # which weigh colours by alpha
         result = image.resize(size, UPSCALE_FILTERS[method])
         result.info = dict(image.info)
         return result
+    image = _without_hidden_colours(image)
     small, luma = _colour_samples(image), luma_of(image)
     large = upscale_luma(luma, scale, method=method, device=device, tile=tile)
     planes = [large]
@@ -291,6 +293,21 @@ def upscale(
     if image.mode in ("LA", "RGBA"):
         planes.append(np.asarray(image.getchannel("A").resize(size, UPSCALE_FILTERS[BICUBIC])))
     return _with_samples(image, np.stack([eight_bit(plane) for plane in planes], axis=2))
+
+
+def _without_hidden_colours(image: Image.Image) -> Image.Image:
+    """The picture with the nearest visible pixel's colour wherever alpha is 0; itself where there is no such place."""
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    samples = np.array(image)
+    hidden = samples[:, :, -1] == 0
+    if not hidden.any() or hidden.all():
+        return image
+    from scipy.ndimage import distance_transform_edt
+
+    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    samples[hidden, :-1] = samples[rows[hidden], columns[hidden], :-1]
+    return _with_samples(image, samples)
 
 
 def upscale_luma(

@@ -166,6 +166,28 @@ def test_colours_are_added_to_the_luma_and_rounded_once(weights, cat):
     assert restoration.upscale_luma(restoration.luma_of(picture), 2, method="bicubic").shape == (128, 192)
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_colours_under_full_transparency_show_nowhere(weights, cat, mode):
+    """Two pictures that look alike give the same enlargement, whatever lies hidden."""
+    alpha = np.zeros((60, 80), np.uint8)
+    alpha[10:50, 10:60] = 90
+    alpha[15:45, 15:55] = 255
+    picture = np.asarray(cat.crop((40, 40, 120, 100)).convert(mode))
+    results = []
+    for garbage in (0, 255):
+        samples = picture.copy()
+        samples[:, :, -1] = alpha
+        samples[alpha == 0, :-1] = garbage
+        before = samples.copy()
+        results.append(np.asarray(restoration.upscale(Image.fromarray(samples, mode), 2)))
+        assert (samples == before).all()
+    assert (results[0] == results[1]).all()
+    edge = results[0][24:96, 24:30, :-1].astype(int), picture[12:48, 12:15, :-1].astype(int)  # where alpha is 90
+    assert abs(edge[0].mean() - edge[1].mean()) < 12
+    nothing = Image.fromarray(np.where(np.arange(picture.shape[2]) == picture.shape[2] - 1, 0, picture), mode)
+    assert np.asarray(restoration.upscale(nothing, 2))[:, :, -1].max() == 0
+
+
 def test_ids_name_the_network_or_the_filter(weights, tmp_path, monkeypatch):
     assert restoration.denoiser_id().startswith("night-") and len(restoration.denoiser_id()) == 6 + 16
     assert restoration.upscaler_id(2) != restoration.upscaler_id(3)
