@@ -17,6 +17,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ from codec.pixels import Picture, open_picture, picture_from_image
 from codec.threads import each, team
 from codec.windows import Bands, Grid, Window
 
-MAX_EFFORT = 3  # times that a latent may be refined
+MAX_EFFORT = 9  # times that a latent may be refined; without a post-filter more than 3 gain little
 SEGMENT = 64  # latent cells along a segment's side
 DEFAULT_QUALITY = 75.0
 WEIGHTS = Path(__file__).parent / "weights"
@@ -199,15 +200,35 @@ def _stream_of(model: NightCodec, z: np.ndarray | None, level: int, symbols, ind
 # -- encoding
 
 
+class Postfilter(Protocol):
+    """What may follow the decoder where a picture is taken out (tasks/restoration.py has one): the encoder can aim at
+    what it gives. `model`: id of the codec's model that it is for; `identity`: its own."""
+
+    model: str
+    identity: str
+
+    def __call__(self, image: Image.Image, facts: dict) -> Image.Image:
+        """A decoded picture and what `info` says of its bitstream (`model` and `quality` count) -> the mended one."""
+
+    def mend(self, shown: Tensor, levels: Tensor) -> Tensor:
+        """The same on float32 [B,3,H,W] in 0..1, H and W multiples of 16, levels [B] in 0..1000, integers; what it
+        gives may lie outside 0..1; with a gradient."""
+
+
 class Prepared:
     """A picture after its analysis, to be coded at any number of levels.
 
     level: 0..1000, ten per step of quality. `code` gives the file, `reconstruct` the pixels that it decodes to (within
-    1 of 255) without entropy coding. The symbols of the last level are kept for the other of the two calls.
+    1 of 255), or what the post-filter makes of those if there is one, without entropy coding. The symbols of the last
+    level are kept for the other of the two calls.
     """
 
-    def __init__(self, picture: Picture, model: NightCodec, grid: Grid, y: Bands, segment: int, effort: int = 0):
+    def __init__(
+        self, picture: Picture, model: NightCodec, grid: Grid, y: Bands, segment: int, effort: int = 0,
+        postfilter: Postfilter | None = None,
+    ):  # fmt: skip
         image = picture.image
+        self.postfilter = postfilter
         self.picture, self.model, self.segment, self.effort = picture, model, segment, effort
         self.width, self.height, self.mode = image.width, image.height, image.mode
         self.colourless = image.mode[0] == "R" and _is_colourless(image)
@@ -231,7 +252,7 @@ class Prepared:
                 latents = quantise(self.model, self._y, levels, self._grid)
                 y = self._y
                 for _ in range(self.effort):
-                    y = refined(self.model, [(self.picture.image, self.grey)], y, latents)
+                    y = refined(self.model, [(self.picture.image, self.grey)], y, latents, self.postfilter)
                     latents = quantise(self.model, y, levels, self._grid)
             self._last = (level, latents)
         return self._last[1]
@@ -274,6 +295,10 @@ class Prepared:
                 render(self.model, latents, band, show)
         if self.alpha:
             out[:, :, -1] = np.asarray(self.picture.image.getchannel("A"))
+        if self.postfilter:
+            image = Image.fromarray(out[:, :, 0] if out.shape[2] == 1 else out, self.mode)
+            image = self.postfilter(image, {"model": self.model.identity, "quality": 100 * level / LEVELS})
+            out = np.array(image).reshape(out.shape)
         return out
 
 
@@ -325,13 +350,22 @@ def _as_picture(source) -> Picture:
     raise TypeError(f"cannot encode a {type(source).__name__}; give bytes, a PIL image, an array or a Picture")
 
 
-def prepare(picture, model: NightCodec, segment: int = SEGMENT, effort: int = 0) -> Prepared:
-    """Picture (or bytes, PIL image, uint8 array) -> Prepared, after its analysis. effort: see `encode`."""
+def prepare(
+    picture, model: NightCodec, segment: int = SEGMENT, effort: int = 0, postfilter: Postfilter | None = None
+) -> Prepared:
+    """Picture (or bytes, PIL image, uint8 array) -> Prepared, after its analysis. effort, postfilter: see `encode`.
+
+    Raises ValueError for another effort and for a post-filter of another model.
+    """
+    if postfilter is not None and postfilter.model != model.identity:
+        raise ValueError(
+            f"the post-filter is for model {postfilter.model}, the picture would be coded with {model.identity}"
+        )
     picture = _as_picture(picture)
     grid = Grid(*_cells(picture.image), segment)
     with torch.inference_mode(), team(model.log_gain.is_cuda):
         y = analyse(model, [picture.image], grid)
-    return Prepared(picture, model, grid, y, segment, checked_effort(effort))
+    return Prepared(picture, model, grid, y, segment, checked_effort(effort), postfilter)
 
 
 def checked_effort(effort: int) -> int:
@@ -350,20 +384,24 @@ def level_of(quality: float) -> int:
 
 def encode(
     image, quality: float | None = None, *, target: str | None = None, max_bytes: int | None = None, model=None,
-    device="auto", precision: str = "auto", effort: int = 0,
+    device="auto", precision: str = "auto", effort: int = 0, postfilter: Postfilter | None = None,
 ) -> bytes:  # fmt: skip
     """Picture -> bytes of a .npi file.
 
     `image`: bytes of an image file, a PIL image, a uint8 array or a Picture. At most one of `quality` (0..100, default
-    75), `target` ("psnr=38" or "ms-ssim=0.98") and `max_bytes`. `model`: see get_model. effort: how often (0..3) the
+    75), `target` ("psnr=38" or "ms-ssim=0.98") and `max_bytes`. `model`: see get_model. effort: how often (0..9) the
     latent is improved with the decoder's own gradient before it is coded: 1 to 2 % fewer bytes for two and a half to
-    six times the time; decoding is the same.
-    Raises PictureError for what cannot be read or carried, CodecError for models, ValueError for wrong arguments.
+    six times the time; decoding is the same. postfilter: what the reader will use after decoding; `target` then counts
+    what it gives, and `effort` works towards that (4 to 6 % fewer bytes, some 10 seconds a megapixel and core).
+    Raises PictureError for what cannot be read or carried, CodecError for models, ValueError for wrong arguments, and
+    what the post-filter raises.
     """
     if sum(option is not None for option in (quality, target, max_bytes)) > 1:
         raise ValueError("quality, target and max_bytes exclude each other; give one")
     level = level_of(DEFAULT_QUALITY if quality is None else quality)
-    prepared = prepare(image, get_model(model, device=device, precision=precision), effort=effort)
+    prepared = prepare(
+        image, get_model(model, device=device, precision=precision), effort=effort, postfilter=postfilter
+    )
     if target is None and max_bytes is None:
         return prepared.code(level)
     from codec import rate  # imports this module's Prepared only by its methods

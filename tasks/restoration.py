@@ -1,9 +1,10 @@
 """Clean what is noisy, enlarge what is small, leave the rest alone: the step itself, on one picture.
 
 Here: whether a picture is noisy and how strongly (`noise_sigma`, `decide`), the denoisers and enlargers behind one call
-each (`denoise`, `upscale`), tiles with a halo (`run_tiled`). The networks stand in restoration_networks.py, how they
-are trained in restoration_train.py, what they are worth in restoration_evaluate.py; weights/ holds trained ones. Which
-pictures of a night get here, and where the results go, is the night's business.
+each (`denoise`, `upscale`), the filter for what our codec decoded (`Postfilter`), tiles with a halo (`run_tiled`). The
+networks stand in restoration_networks.py, how they are trained in restoration_train.py, what they are worth in
+restoration_evaluate.py; weights/ holds trained ones. Which pictures of a night get here, and where the results go, is
+the night's business.
 
 Pictures are Pillow images with 8 bits a channel (L, LA, RGB, RGBA; 1 and P where the answer is clear).
 Profiles and EXIF travel in `image.info`; the alpha plane is never filtered by `denoise`.
@@ -11,10 +12,11 @@ Profiles and EXIF travel in `image.info`; the alpha plane is never filtered by `
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tasks.restoration_networks import Loaded
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -164,17 +168,24 @@ def denoise(
         return image
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
         raise UnsupportedPicture(f"mode {image.mode}: denoising works on 8-bit L, LA, RGB and RGBA pictures")
+    if method == "auto":
+        method = "night" if network_for("denoise") else NON_LOCAL_MEANS
+
+    def clean(work: np.ndarray) -> np.ndarray:
+        if method in ("night", "dncnn"):
+            return denoise_samples(work, float(sigma), _needed("denoise", method), device, tile or DENOISE_TILE)
+        return _denoise_by_filter(np.ascontiguousarray(work), float(sigma), method)
+
+    return _on_colours(image, clean)
+
+
+def _on_colours(image: Image.Image, function: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
+    """`function` (uint8 [H, W, 1 or 3] -> the same) on all channels but alpha; a grey picture in RGB goes in as one."""
     samples = _colour_samples(image)
     colours = 3 if image.mode.startswith("RGB") else 1
     colour, alpha = samples[:, :, :colours], samples[:, :, colours:]
     grey = colours == 3 and _is_grey(colour)
-    work = colour[:, :, :1] if grey else colour
-    if method == "auto":
-        method = "night" if network_for("denoise") else NON_LOCAL_MEANS
-    if method in ("night", "dncnn"):
-        clean = denoise_samples(work, float(sigma), _needed("denoise", method), device, tile or DENOISE_TILE)
-    else:
-        clean = _denoise_by_filter(np.ascontiguousarray(work), float(sigma), method)
+    clean = function(colour[:, :, :1] if grey else colour)
     if grey:
         clean = np.repeat(clean, 3, axis=2)
     return _with_samples(image, np.concatenate([clean, alpha], axis=2))
@@ -189,6 +200,11 @@ def denoiser_id() -> str:
 def denoise_samples(samples: np.ndarray, sigma: float, loaded: Loaded, device: str, tile: int) -> np.ndarray:
     """[H, W, 1 or 3] on the 0..255 scale (uint8, or float beyond it) -> uint8, filtered; grey goes in as three equal
     channels, their mean comes out."""
+    return _filtered(samples, np.full((1, 1, 1, 1), sigma / 255.0, np.float32), loaded, device, tile)
+
+
+def _filtered(samples: np.ndarray, told: np.ndarray, loaded: Loaded, device: str, tile: int) -> np.ndarray:
+    """As denoise_samples; `told`: float32, what the network takes beside the picture."""
     import torch
 
     where = _device(device)
@@ -196,9 +212,8 @@ def denoise_samples(samples: np.ndarray, sigma: float, loaded: Loaded, device: s
 
     def clean(piece: np.ndarray) -> np.ndarray:
         noisy = torch.from_numpy(np.array(piece.transpose(2, 0, 1), order="C")).to(where)[None].float() / 255.0
-        level = torch.full((1, 1, 1, 1), sigma / 255.0, device=where)
         with torch.inference_mode(), _reduced_precision(where):
-            result = network(noisy.expand(-1, 3, -1, -1), level)
+            result = network(noisy.expand(-1, 3, -1, -1), torch.from_numpy(told).to(where))
         if piece.shape[2] == 1:
             result = result.mean(1, keepdim=True)
         return result[0].permute(1, 2, 0).float().cpu().numpy()
@@ -247,6 +262,48 @@ def _with_samples(image: Image.Image, samples: np.ndarray) -> Image.Image:
     result = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples, image.mode)
     result.info = dict(image.info)
     return result
+
+
+# --- what our codec decoded ---
+
+
+class Postfilter:
+    """Brings a picture as `codec.decode` gave it nearer to the one that was encoded.
+
+    It belongs to one model of the codec. The result is not what the night proved and reported: it is for whoever takes
+    a picture out. Given to `codec.encode` too, the encoder works towards what the filter will give. `weights`: another
+    file than the package's; `device`, `tile` as in `denoise`. Raises ValueError for a file that is none.
+    """
+
+    def __init__(self, weights: Path | None = None, *, device: str = "auto", tile: int | None = None):
+        path = Path(weights or WEIGHTS / "postfilter-night.safetensors")
+        if not path.exists():
+            raise ValueError(f"no post-filter at {path}; train one (`nightpress train postfilter`) or do without")
+        loaded, self.device, self.tile = _loaded(path), _device(device), tile or DENOISE_TILE
+        if loaded.task != "postfilter" or "codec" not in loaded.card:
+            raise ValueError(f"{path} is for {loaded.task}; name one that `nightpress train postfilter` wrote")
+        self.identity, self.model = loaded.identity, loaded.card["codec"]
+        # A copy of its own: threads share it, and must never find it half moved to another device.
+        self._loaded = replace(loaded, network=copy.deepcopy(loaded.network).to(self.device))
+
+    def __call__(self, image: Image.Image, facts: dict) -> Image.Image:
+        """facts: `codec.info` of the bitstream, of which `model` and `quality` count. Alpha, profile and EXIF are kept,
+        grey stays grey. Raises ValueError where the bitstream is of another model, RestorationError as `denoise`."""
+        if facts["model"] != self.model:
+            raise ValueError(
+                f"the post-filter was trained for model {self.model}, the bitstream is of {facts['model']}: use it "
+                "without the filter"
+            )
+        if image.mode not in ("L", "LA", "RGB", "RGBA"):
+            raise UnsupportedPicture(f"mode {image.mode}: the post-filter works on what codec.decode gives")
+        level = np.array([10.0 * facts["quality"]], np.float32)
+        return _on_colours(image, lambda work: _filtered(work, level, self._loaded, self.device, self.tile))
+
+    def mend(self, shown: Tensor, levels: Tensor) -> Tensor:
+        """float32 [B,3,H,W] in 0..1, H and W multiples of 16, at levels [B] (0..1000) -> the same filtered, not
+        clamped; on any device, differentiable."""
+        with _reduced_precision(self.device):
+            return self._loaded.network(shown.to(self.device), levels.to(self.device).float()).to(shown.device)
 
 
 # --- super-resolution ---
@@ -371,8 +428,8 @@ def provenance(parent_sha256: str, scale: int) -> dict[str, str]:
 
 
 def network_for(task: str, scale: int = 1, name: str = "night") -> Loaded | None:
-    """The trained network of weights/ for a task (denoise | superres), or None where its weights are not there."""
-    path = WEIGHTS / (f"{task}-{name}.safetensors" if task == "denoise" else f"{task}-{name}-x{scale}.safetensors")
+    """The trained network of weights/ for a task (denoise | superres | postfilter), or None without its weights."""
+    path = WEIGHTS / f"{task}-{name}{f'-x{scale}' if task == 'superres' else ''}.safetensors"
     return _loaded(path) if path.exists() else None
 
 

@@ -1,13 +1,13 @@
 """Training of the restoration networks: pictures in a folder -> checkpoints, a log, one file of weights.
 
 Needs torch, numpy and Pillow alone: `python -m tasks.restoration_train --help`. Here: what a training sample is (noise
-of three kinds, reduced luma), the loss, the loop with its time budget. The networks and their files stand in
-restoration_networks.py, figures on test sets come from restoration_evaluate.py.
+of three kinds, reduced luma, pictures as our codec decodes them), the loss, the loop with its time budget. The networks
+and their files stand in restoration_networks.py, figures on test sets come from restoration_evaluate.py.
 
 The learning rate is constant, then falls with a cosine over the last part of the time given; the state at the start
 of the fall is kept (`trunk.pt`), and `resume` goes on from there with more time. Enlargers learn the absolute error,
-and while the rate falls the squared one. Until half of that fall, units that never fire are set to work again
-(dormant.py).
+and while the rate falls the squared one; denoisers the logarithm of the squared error, post-filters by how much they
+lower it. Until half of that fall, units that never fire are set to work again (dormant.py).
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codec.model import native_bfloat16
+from codec.model import LEVELS, NightCodec, load_model, native_bfloat16
 from codec.optimiser import Optimiser
 from codec.train import load_pictures, rendered_page
 from tasks.dormant import Watch
@@ -40,6 +40,7 @@ from tasks.restoration_networks import (
 )
 
 SIGMA_RANGE = (2.0, 58.0)  # of the Gaussian samples, 0..255 scale
+PAGES_CODED = 0.06  # share of rendered pages among what the post-filter learns from, as in the codec's training
 WATCH_EVERY, WATCH_FOR = 500, 20  # steps: what never fires in the first 20 of each 500 is set to work again
 
 
@@ -220,6 +221,75 @@ class NoisyPatches(torch.utils.data.IterableDataset):
         return patch.astype(np.float32)
 
 
+class DecodedPatches(torch.utils.data.IterableDataset):
+    """Endless batches (decoded, clean: float32 [B,3,S,S]; level: float32 [B] in 0..1000): what `codec` makes of
+    pictures at every level. Clean values lie in 0..1, decoded ones may lie beyond and are not rounded to 8 bits.
+
+    Crops come from a pool of coded pieces of PIECE pixels a side, of which one is replaced a batch (0.9 GB for all
+    loaders together). `codec` is set to the precision that the machine computes fast. Raises ValueError for S > PIECE.
+    """
+
+    PIECE, POOL = 256, 1500
+
+    def __init__(self, pictures: list[np.ndarray], count: int, size: int, seed: int, codec: NightCodec):
+        if size > self.PIECE:
+            raise ValueError(f"size {size}: at most {self.PIECE} for a post-filter, whose crops come from such pieces")
+        self.pictures, self.count, self.size, self.seed = pictures, count, size, seed
+        self.codec = codec.set_precision("auto")
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        most = self.POOL // (worker.num_workers if worker else 1)
+        pool = [self.coded(rng) for _ in range(16)]
+        while True:
+            fresh = self.coded(rng)
+            if len(pool) < most:
+                pool.append(fresh)
+            else:
+                pool[rng.integers(len(pool))] = fresh
+            crops = [self.crop(pool[rng.integers(len(pool))], rng) for _ in range(self.count)]
+            decoded, clean, level = zip(*crops, strict=True)
+            yield torch.stack(decoded), torch.stack(clean), torch.tensor(level)
+
+    def coded(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, float]:
+        """(decoded, as float16; clean, uint8: [3,s,s], s a multiple of 16; level)"""
+        if rng.random() < PAGES_CODED:
+            clean = np.array(rendered_page(self.PIECE, random.Random(int(rng.integers(1 << 30)))))
+        else:
+            clean = self.piece(rng)
+        clean = torch.from_numpy(clean).permute(2, 0, 1).contiguous()
+        level = int(rng.integers(LEVELS + 1))
+        with torch.inference_mode():
+            decoded, _ = self.codec.finishing_pass(clean[None].float() / 255.0, torch.tensor([float(level)]))
+        return decoded[0].half(), clean, float(level)
+
+    def piece(self, rng: np.random.Generator) -> np.ndarray:
+        """uint8 [s,s,3]: a part of a picture, often reduced, turned, mirrored, some of them grey."""
+        picture = self.pictures[rng.integers(len(self.pictures))]
+        height, width = picture.shape[:2]
+        wanted = int(self.PIECE * (rng.uniform(1.0, 2.0) if rng.random() < 0.5 else 1.0))
+        side = min(wanted, height, width)
+        size = min(self.PIECE, side // 16 * 16)
+        y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        image = Image.fromarray(np.ascontiguousarray(picture[y : y + side, x : x + side]))
+        if wanted > self.PIECE:
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        if rng.random() < 0.05:
+            image = image.convert("L").convert("RGB")
+        patch = np.rot90(np.asarray(image)[:size, :size], rng.integers(4))
+        return np.array(patch[:, ::-1] if rng.random() < 0.5 else patch)
+
+    def crop(self, coded: tuple[Tensor, Tensor, float], rng: np.random.Generator) -> tuple[Tensor, Tensor, float]:
+        decoded, clean, level = coded
+        y, x = (2 * int(rng.integers((n - self.size) // 2 + 1)) for n in clean.shape[1:])
+        pair = [t[:, y : y + self.size, x : x + self.size].float() for t in (decoded, clean)]
+        turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+        pair = [torch.rot90(t, turns, (1, 2)) for t in pair]
+        pair = [t.flip(2) if mirrored else t for t in pair]
+        return pair[0], pair[1] / 255.0, level
+
+
 class ReducedPatches(torch.utils.data.IterableDataset):
     """Endless batches (small: float32 [B,1,S,S], large: float32 [B,1,s*S,s*S]) of luma in 0..1, reduced by Pillow's
     bicubic filter on 8-bit RGB. sizes: factors by which each picture is reduced before; pages: how many rendered
@@ -308,6 +378,7 @@ class Recipe:
 
 RECIPES = {
     "denoise": {"night": Recipe(rate=2e-3), "dncnn": Recipe(batch=8, size=48, noise=(1.0, 0.0, 0.0))},
+    "postfilter": {"night": Recipe(size=128, rate=7e-4)},
     "superres": {
         "night": Recipe(batch=16, size=48, rate=2e-3),
         "fsrcnn": Recipe(batch=16, size=32, rate=2e-3, decay=0.7, optimiser="adam"),
@@ -320,8 +391,8 @@ def variant_parts(task: str, variant: str | None) -> tuple[str, int]:
     """`night`, `fsrcnn-x3` ... -> (network, scale). Raises ValueError listing what there is."""
     name, _, scale = (variant or "night").partition("-x")
     known = NETWORKS[task]
-    if name not in known or (scale and (task == "denoise" or scale not in ("2", "3", "4"))):
-        names = list(known) if task == "denoise" else [f"{n}-x{s}" for n in known for s in (2, 3, 4)]
+    if name not in known or (scale and (task != "superres" or scale not in ("2", "3", "4"))):
+        names = list(known) if task != "superres" else [f"{n}-x{s}" for n in known for s in (2, 3, 4)]
         raise ValueError(f"variant {variant!r} of {task}: choose one of {', '.join(names)}")
     return name, int(scale or (2 if task == "superres" else 1))
 
@@ -340,24 +411,44 @@ def train(
     recipe: Recipe | None = None,
     config: dict | None = None,
     loaders: int = 0,
+    codec: Path | None = None,
 ) -> Path:
-    """Train `task` (denoise | superres) for `minutes`; returns the weights' path, out/<task>-<variant>.safetensors.
+    """Train `task` (denoise | superres | postfilter) for `minutes`; returns the path of the weights,
+    out/<task>-<variant>.safetensors.
 
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the rate starts to
     fall. `start`: a weights file whose tensors are taken over where name and shape agree (merged kernels become the
-    3x3 branch), and its sizes unless `config` names others. `loaders`: processes that make batches (0: this one, right
-    for one CPU thread). The .pt files are this function's own; it loads them with weights_only.
+    3x3 branch), and its sizes unless `config` names others; with `resume` those of the checkpoint. `loaders`: processes
+    that make batches (0: this one, right for one CPU thread). `codec`: the model whose pictures a post-filter learns to
+    mend. The .pt files are this function's own; it loads them with weights_only. Raises FileNotFoundError without
+    pictures, ValueError for arguments and files that do not go together.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     name, scale = variant_parts(task, variant)
+    if (task == "postfilter") != (codec is not None):
+        raise ValueError("a codec's model goes with a post-filter, which needs one; give both or neither")
+    coder = load_model(codec) if codec else None
+    of = {"task": task, "network": name, "scale": scale, "codec": coder.identity if coder else ""}
     recipe = recipe or RECIPES[task][name]
     torch.manual_seed(seed)
     kind = NETWORKS[task][name]
-    if config is None and start and (file := load_network(start)).name == name:
+    checkpoint = out / "trunk.pt"
+    if (out / "state.pt").exists() and not checkpoint.exists():
+        checkpoint = out / "state.pt"
+    saved = None
+    if resume and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True, map_location=device)
+        if saved.get("of", of) != of:
+            raise ValueError(
+                f"{checkpoint} is of {saved['of']}, not of {of}: resume with the same, or in another folder"
+            )
+        config = config or saved.get("config")
+    if config is None and start and type((file := load_network(start)).network.config) is kind.config_class:
         config = dataclasses.asdict(file.network.config)
         config.pop("merged", None)
-    sizes = dict(config or {}, **({"scale": scale} if task == "superres" else {}))
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in (config or {}).items()}
+    sizes = dict(config, **({"scale": scale} if task == "superres" else {}))
     network = kind(kind.config_class(**sizes))
     if start:
         taken = take_over(network, start)
@@ -368,20 +459,20 @@ def train(
     optimiser = Optimiser(network.parameters(), recipe.rate, slow, recipe.optimiser, betas=(0.9, 0.99))
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     step, past, falling = 0, 0.0, False
-    checkpoint = out / "trunk.pt"
-    if (out / "state.pt").exists() and not checkpoint.exists():
-        checkpoint = out / "state.pt"
-    if resume and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=device)
+    if saved:
         network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
         average, step, past = saved["average"], saved["step"], saved["seconds"]
         torch.manual_seed(seed + step)
         say(f"going on from {checkpoint} at step {step}")
     smallest = recipe.size * (scale if task == "superres" else 1)
+    if task == "postfilter":
+        smallest = -(-smallest // 16) * 16  # pieces are whole cells of the codec
     pictures = load_pictures(data, smallest)
     if task == "denoise":
         batches = NoisyPatches(pictures, recipe.batch, recipe.size, seed + step, recipe.noise)
+    elif task == "postfilter":
+        batches = DecodedPatches(pictures, recipe.batch, recipe.size, seed + step, coder)
     else:
         batches = ReducedPatches(pictures, recipe.batch, recipe.size, seed + step, scale, recipe.sizes, recipe.pages)
     loader = iter(
@@ -393,6 +484,7 @@ def train(
     def save(path: Path) -> None:
         state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
         spent = past + time.monotonic() - started
+        state |= {"config": dataclasses.asdict(network.config), "of": of}
         torch.save({**state, "step": step, "seconds": spent}, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
 
@@ -419,10 +511,13 @@ def train(
             elif turn == WATCH_FOR and watch.watching:
                 recycled += watch.recycle(average)
             with torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where)):
-                result = network(parts[0], parts[2]) if task == "denoise" else network(parts[0])
+                result = network(parts[0]) if task == "superres" else network(parts[0], parts[2])
             error = (result.float() - parts[1]).square().mean((1, 2, 3))
             if task == "denoise":  # the logarithm makes all noise levels count alike: it is the PSNR
                 loss = (error + 1e-6).log().mean()
+            elif task == "postfilter":  # what is gained on the decoded picture; 0.23 is a decibel
+                before = (parts[0] - parts[1]).square().mean((1, 2, 3))
+                loss = ((error + 1e-6).log() - (before + 1e-6).log()).mean()
             elif falling:  # what PSNR counts; from the start it learns more slowly than the absolute error
                 loss = error.mean()
             else:
@@ -458,6 +553,8 @@ def train(
             if time.monotonic() - saved_at > 300:
                 saved_at = time.monotonic()
                 save(out / "state.pt")
+    if not falling:  # so few steps that the last of them began before the fall
+        save(out / "trunk.pt")
     network.load_state_dict(average)
     final = network.cpu().eval()
     if isinstance(final, NightUpscaler):
@@ -468,6 +565,7 @@ def train(
         "minutes": f"{(past + time.monotonic() - started) / 60:.0f}",
         "pictures": str(len(pictures)),
         "macs_per_input_pixel": f"{macs_per_pixel(final, task):.0f}",
+        **({"codec": coder.identity} if coder else {}),
     }
     identity = save_network(final, task, name, path, **card)
     say(f"wrote {path}, model {identity}, {step} steps")
@@ -532,6 +630,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs=3, metavar="SHARE", help="of Gaussian, Poisson-Gaussian, camera")
     parser.add_argument("--sizes", type=float, nargs="+", help="by which enlargers' pictures are reduced before")
     parser.add_argument("--pages", type=int, help="rendered pages among enlargers' pictures")
+    parser.add_argument("--codec", type=Path, help="the model whose pictures a post-filter learns to mend")
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--config", type=json.loads, help='sizes of the network as JSON, e.g. {"depth": 12}')
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -541,14 +640,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
+    if (a.task == "postfilter") != (a.codec is not None):
+        parser.error("--codec MODEL.safetensors goes with postfilter, which needs it")
     name, _ = variant_parts(a.task, a.variant)
     names = ("batch", "size", "rate", "decay", "optimiser", "noise", "sizes", "pages")
     changes = {k: getattr(a, k) for k in names if getattr(a, k) is not None}
     recipe = dataclasses.replace(RECIPES[a.task][name], **changes)
-    config = a.config and {k: tuple(v) if isinstance(v, list) else v for k, v in a.config.items()}
     train(
         a.task, a.data, a.out, a.variant, a.minutes, a.resume, a.device, a.seed,
-        start=a.start, recipe=recipe, config=config, loaders=a.loaders,
+        start=a.start, recipe=recipe, config=a.config, loaders=a.loaders, codec=a.codec,
     )  # fmt: skip
 
 

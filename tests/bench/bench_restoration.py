@@ -46,12 +46,12 @@ def fill_in(folder: Path) -> set[tuple[str, str]]:
         (folder / path.name).write_bytes(path.read_bytes())
     for task, kinds in networks.NETWORKS.items():
         for name, kind in kinds.items():
-            path = folder / (f"{task}-{name}.safetensors" if task == "denoise" else f"{task}-{name}-x2.safetensors")
+            path = folder / f"{task}-{name}{'-x2' if task == 'superres' else ''}.safetensors"
             if not path.exists():
                 network = kind()
                 if hasattr(network, "merge"):
                     network = network.merge()
-                networks.save_network(network, task, name, path)
+                networks.save_network(network, task, name, path, **({"codec": "none"} if task == "postfilter" else {}))
                 missing.add((task, name))
     return missing
 
@@ -103,6 +103,10 @@ def main() -> None:
         for name in networks.NETWORKS["superres"]:
             for precision, context in (("auto", native), ("float32", float32)):
                 work["superres x2", name, precision] = (lambda m=name: restoration.upscale(small, 2, method=m), context)
+        mender = restoration.Postfilter()
+        facts = {"model": mender.model, "quality": 30.0}
+        for precision, context in (("auto", native), ("float32", float32)):
+            work["postfilter", "night", precision] = (lambda: mender(clean, facts), context)
         seconds: dict[tuple, list[float]] = {key: [] for key in work}
         for _ in range(args.rounds + 1):
             for key, (function, context) in work.items():
@@ -113,7 +117,7 @@ def main() -> None:
         restoration._reduced_precision = native
         rows = []
         for (task, name, precision), times in seconds.items():
-            kind = "superres" if task.startswith("superres") else "denoise"
+            kind = task.split()[0]
             loaded = restoration.network_for(kind, 2, name) if precision else None
             rows.append(
                 {

@@ -251,8 +251,8 @@ def test_effort_buys_a_better_trade(mode):
     assert one < 0.97 * plain and two < one
     assert prepare(image, model, 16, effort=1).code(500) != prepare(image, model, 16).code(500)
     assert len(encode_batch([image, image], 50, model=model, effort=1)[1]) == len(files[1])
-    for wrong in (-1, 4, 1.5):
-        with pytest.raises(ValueError, match="not one of 0..3"):
+    for wrong in (-1, 10, 1.5):
+        with pytest.raises(ValueError, match="not one of 0..9"):
             encode(image, 50, model=model, effort=wrong)
 
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from skimage import data
 
 from codec import evaluate as ev
@@ -101,6 +101,28 @@ def test_one_codec_again_beside_old_rows(standard, folder, tiny, tmp_path):
     assert len(again["curves"][ev.OURS]) == 2
     redrawn = ev.evaluate(folder, tmp_path, [])
     assert redrawn["curves"] == again["curves"]
+
+
+def test_pictures_through_a_postfilter(folder, tiny, tmp_path):
+    told = []
+
+    class Blur:
+        model, identity = tiny.identity, "0123456789abcdef"
+
+        def __call__(self, image, facts):
+            told.append((facts["model"], facts["quality"]))
+            return image.filter(ImageFilter.GaussianBlur(2))
+
+    names = [ev.OURS, ev.FILTERED]
+    content = ev.evaluate(folder, tmp_path, names, points=2, model=tiny, postfilter=Blur())
+    plain, filtered = (content["curves"][name] for name in names)
+    for one, other in zip(plain, filtered, strict=True):
+        assert one["bpp"] == other["bpp"] and one["psnr"] != other["psnr"]
+    assert {(tiny.identity, 0.0), (tiny.identity, 100.0)} <= set(told)
+    text = (tmp_path / "curves.md").read_text()
+    assert "| Nightpress, post-filter |" in text and "post-filter 0123456789abcdef" in text
+    with pytest.raises(ValueError, match="needs a post-filter"):
+        ev.evaluate(folder, tmp_path, [ev.FILTERED], points=2, model=tiny)
 
 
 def test_rows_of_other_pictures_do_not_count(standard, folder, tmp_path):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import lzma
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import skimage.data
 import torch
 from PIL import Image
 
+from codec import decode, encode, get_model, info, prepare
+from codec.model import load_model
 from tasks import restoration
 from tasks import restoration_networks as networks
 from tasks import restoration_train as training
@@ -31,7 +35,9 @@ SMALL = {
     ("superres", "night"): networks.NightUpscalerConfig(width=16, depth=3),
     ("superres", "fsrcnn"): networks.FsrcnnConfig(),
     ("superres", "srcnn"): networks.SrcnnConfig(widths=(16, 8)),
+    ("postfilter", "night"): networks.NightDenoiserConfig(channels=(16, 24, 32), down=(1, 1, 1), up=(1, 1)),
 }
+FACTS = {"model": "0011223344556677", "quality": 30.0}  # of a bitstream that the post-filter below is for
 
 
 def random_network(task, name, scale=2):
@@ -42,9 +48,11 @@ def random_network(task, name, scale=2):
     if task == "superres":
         config = kind.config_class(**{**config.__dict__, "scale": scale})
     network = kind(config).eval()
-    inputs = (
-        (torch.rand(1, 3, 48, 48), torch.full((1, 1, 1, 1), 0.1)) if task == "denoise" else (torch.rand(1, 1, 48, 48),)
-    )
+    inputs = {
+        "denoise": (torch.rand(1, 3, 48, 48), torch.full((1, 1, 1, 1), 0.1)),
+        "postfilter": (torch.rand(1, 3, 48, 48), torch.tensor([300.0])),
+        "superres": (torch.rand(1, 1, 48, 48),),
+    }[task]
     linear = ("tail", "enlarge", "last", "layers.11.")
     last = [p for key, p in network.named_parameters() if key.startswith(linear) and not key.endswith("expand")]
     with torch.no_grad():
@@ -64,7 +72,8 @@ def weights(tmp_path, monkeypatch):
         for scale in (2, 3) if task == "superres" else (1,):
             suffix = f"-x{scale}" if task == "superres" else ""
             network = random_network(task, name, scale)
-            networks.save_network(network, task, name, tmp_path / f"{task}-{name}{suffix}.safetensors")
+            card = {"codec": FACTS["model"]} if task == "postfilter" else {}
+            networks.save_network(network, task, name, tmp_path / f"{task}-{name}{suffix}.safetensors", **card)
     monkeypatch.setattr(restoration, "WEIGHTS", tmp_path)
     return tmp_path
 
@@ -75,13 +84,15 @@ def test_tiled_equals_whole(weights, cat, task, name):
     picture = cat.crop((0, 0, 331, 203))
     network = restoration.network_for(task, 2, name).network
     tile = 2 * network.halo + max(24, 3 * network.multiple)
-    run = (lambda t: restoration.denoise(picture, 25, method=name, tile=t)) if task == "denoise" else (
-        lambda t: restoration.upscale(picture, 2, method=name, tile=t)
-    )  # fmt: skip
+    run = {
+        "denoise": lambda t: restoration.denoise(picture, 25, method=name, tile=t),
+        "postfilter": lambda t: restoration.Postfilter(tile=t)(picture, FACTS),
+        "superres": lambda t: restoration.upscale(picture, 2, method=name, tile=t),
+    }[task]
     whole, tiled = np.asarray(run(1024), np.int16), np.asarray(run(tile), np.int16)
     assert np.abs(whole - tiled).max() <= 1
-    assert whole.shape[:2] == ((203, 331) if task == "denoise" else (406, 662))
-    plain = picture if task == "denoise" else picture.resize((662, 406), Image.Resampling.BICUBIC)
+    assert whole.shape[:2] == ((406, 662) if task == "superres" else (203, 331))
+    plain = picture if task != "superres" else picture.resize((662, 406), Image.Resampling.BICUBIC)
     assert np.abs(whole - np.asarray(plain, np.int16)).mean() > 1
 
 
@@ -188,6 +199,62 @@ def test_colours_under_full_transparency_show_nowhere(weights, cat, mode):
     assert np.asarray(restoration.upscale(nothing, 2))[:, :, -1].max() == 0
 
 
+def test_postfilter_keeps_what_is_not_colour_and_refuses_other_models(weights, cat):
+    picture = cat.crop((3, 5, 120, 96)).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    picture.info["icc_profile"] = b"profile"
+    postfilter = restoration.Postfilter()
+    result = postfilter(picture, FACTS)
+    assert result.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
+    assert result.info == picture.info and result.mode == "RGBA" and result.tobytes() != picture.tobytes()
+    assert postfilter(picture, {**FACTS, "quality": 90.0}).tobytes() != result.tobytes()
+    grey = picture.convert("L")
+    single, triple = (np.asarray(postfilter(i, FACTS)) for i in (grey, grey.convert("RGB")))
+    assert (triple == single[:, :, None]).all()
+    with pytest.raises(ValueError, match="trained for model 0011223344556677, the bitstream is of aa"):
+        postfilter(picture, {**FACTS, "model": "aa"})
+    with pytest.raises(ValueError, match="denoise-night.safetensors is for denoise"):
+        restoration.Postfilter(weights / "denoise-night.safetensors")
+    with pytest.raises(ValueError, match="no post-filter at"):
+        restoration.Postfilter(weights / "none.safetensors")
+
+
+def test_postfilter_computes_the_same_for_encoder_and_reader(weights, cat):
+    picture = cat.crop((0, 0, 96, 80))
+    postfilter = restoration.Postfilter()
+    shown = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    for_encoder = postfilter.mend(shown, torch.tensor([300]))[0].permute(1, 2, 0).clamp(0, 1)
+    assert (np.rint(255 * for_encoder.numpy()) == np.asarray(postfilter(picture, FACTS))).all()
+
+
+def test_an_encoder_that_knows_the_postfilter_works_towards_what_it_gives(weights, cat, coder):
+    """A filter that darkens: the encoder answers with a brighter picture; targets count what the filter gives."""
+    model = get_model(coder, device="cpu", precision="float32")
+    asked = []
+
+    class Darker:
+        model, identity = load_model(coder).identity, "darker"
+
+        def __call__(self, image, facts):
+            asked.append((facts["model"], facts["quality"]))
+            return image.point(lambda value: round(0.9 * value))
+
+        def mend(self, shown, levels):
+            return 0.9 * shown
+
+    picture = cat.crop((100, 50, 228, 146))
+    plain, known = (np.asarray(decode(encode(picture, 60, model=model, effort=3, postfilter=p), model=model), float)
+                    for p in (None, Darker()))  # fmt: skip
+    assert 1.05 < known.mean() / plain.mean() < 1.15
+    prepared = prepare(picture, model, effort=1, postfilter=Darker())
+    data = prepared.code(400)
+    shown = Darker()(decode(data, model=model), info(data))
+    assert np.abs(prepared.reconstruct(400).astype(int) - np.asarray(shown)).max() <= 1
+    assert asked == [(model.identity, 40.0)] * 2
+    with pytest.raises(ValueError, match="the post-filter is for model 0011"):
+        encode(picture, 60, model=model, postfilter=restoration.Postfilter())
+
+
 def test_ids_name_the_network_or_the_filter(weights, tmp_path, monkeypatch):
     assert restoration.denoiser_id().startswith("night-") and len(restoration.denoiser_id()) == 6 + 16
     assert restoration.upscaler_id(2) != restoration.upscaler_id(3)
@@ -284,27 +351,67 @@ def folder(tmp_path, cat):
     return tmp_path / "pictures"
 
 
+@pytest.fixture
+def coder(tmp_path):
+    """A small frozen model of the codec."""
+    packed = Path(__file__).parents[1] / "data" / "grouped.safetensors.xz"
+    path = tmp_path / "grouped.safetensors"
+    path.write_bytes(lzma.decompress(packed.read_bytes()))
+    return path
+
+
+def test_postfilter_learns_from_what_the_codec_makes_of_pictures(folder, coder):
+    pictures = training.load_pictures([folder], 32)
+    batches = training.DecodedPatches(pictures, 6, 32, 1, load_model(coder))
+    batches.PIECE = 96
+    decoded, clean, level = next(iter(batches))
+    assert decoded.shape == clean.shape == (6, 3, 32, 32) and level.shape == (6,) and decoded.dtype == torch.float32
+    assert 0 <= level.min() and level.max() <= 1000 and level.std() > 50
+    assert clean.min() >= 0 and clean.max() <= 1
+    error = (decoded - clean).square().mean((1, 2, 3))
+    assert (error > 0).all()
+    for otherwise in (clean.rot90(1, (2, 3)), clean.flip(2), clean.flip(3), clean.roll(16, 3)):  # same place, same turn
+        assert error.mean() < 0.5 * (decoded - otherwise).square().mean()
+    with pytest.raises(ValueError, match="size 264: at most 256"):
+        training.DecodedPatches(pictures, 6, 264, 1, load_model(coder))
+    small = training.DecodedPatches([picture[:40, :70] for picture in pictures], 2, 32, 1, load_model(coder))
+    assert next(iter(small))[0].shape == (2, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
-    "task, variant, size", [("denoise", "night", 32), ("denoise", "dncnn", 24), ("superres", "night-x3", 16),
-                            ("superres", "fsrcnn-x2", 16), ("superres", "srcnn-x4", 12)]
-)  # fmt: skip
-def test_training_writes_usable_weights_and_resumes(folder, tmp_path, task, variant, size):
+    "task, variant, size",
+    [
+        ("denoise", "night", 32),
+        ("denoise", "dncnn", 24),
+        ("superres", "night-x3", 16),
+        ("superres", "fsrcnn-x2", 16),
+        ("superres", "srcnn-x4", 12),
+        ("postfilter", "night", 32),
+    ],
+)
+def test_training_writes_usable_weights_and_resumes(folder, coder, tmp_path, task, variant, size):
     name, scale = training.variant_parts(task, variant)
     config = {k: v for k, v in SMALL[task, name].__dict__.items() if k not in ("scale", "merged")}
     recipe = training.Recipe(batch=2, size=size)
     options = {"recipe": recipe, "config": config, "say": lambda line: None}
+    if task == "postfilter":
+        options["codec"] = coder
     path = training.train(task, [folder], tmp_path / "out", variant, minutes=0.02, **options)
     loaded = networks.load_network(path)
     assert (loaded.task, loaded.name, loaded.scale) == (task, name, scale) and int(loaded.card["steps"]) > 0
+    assert task != "postfilter" or loaded.card["codec"] == load_model(coder).identity
     said = []
+    del options["config"]  # then the sizes are those of the checkpoint
     again = training.train(
         task, [folder], tmp_path / "out", variant, minutes=0.01, resume=True, **{**options, "say": said.append}
     )
     assert any("going on from" in line for line in said)
     assert int(networks.load_network(again).card["steps"]) > 0
-    del options["config"]  # then the sizes are those of the file
+    if task == "postfilter":
+        with pytest.raises(ValueError, match="'task': 'postfilter'.*not of.*'task': 'denoise'"):
+            training.train("denoise", [folder], tmp_path / "out", resume=True)
     third = training.train(task, [folder], tmp_path / "new", variant, minutes=0.005, start=again, **options)
-    sizes = networks.load_network(third).network.config
+    sizes = networks.load_network(third).network.config  # and here those of the file
     assert sizes == networks.load_network(again).network.config
 
 
