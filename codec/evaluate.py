@@ -153,6 +153,8 @@ def _ours(
 ) -> Codec:
     from codec import coder, container
 
+    if name == FILTERED and postfilter is None:
+        raise ValueError(f"{FILTERED} needs a post-filter: give evaluate one, as `nightpress evaluate` does")
     mender = postfilter if name == FILTERED else None
     net = coder.get_model(model, device=device, precision=precision)
 
@@ -163,8 +165,6 @@ def _ours(
         image = coder.decode(data, model=net)
         return np.asarray(mender(image, coder.info(data)) if mender else image)
 
-    if name == FILTERED and postfilter is None:
-        raise ValueError(f"{FILTERED} needs a post-filter: give evaluate one, as `nightpress evaluate` does")
     version = f"npi {container.VERSION}, {net.precision_name} on {net.log_gain.device.type}, effort {effort}"
     version += f", post-filter {mender.identity}" if mender else ""
     return Codec(name, title_of(name), tuple(range(0, 101, 10)), encode, decode, version, net.identity)
@@ -430,8 +430,7 @@ def write_comparison(
 def title_of(name: str) -> str:
     return {
         OURS: "Nightpress", FILTERED: "Nightpress, post-filter", "jpeg": "JPEG 4:2:0", "webp": "WebP",
-        "jpeg2000": "JPEG 2000", "avif": "AVIF",
-        "jxl": "JPEG XL", "hevc": "HEVC 4:4:4",
+        "jpeg2000": "JPEG 2000", "avif": "AVIF", "jxl": "JPEG XL", "hevc": "HEVC 4:4:4",
     }.get(name, name)  # fmt: skip
 
 
@@ -478,8 +477,7 @@ def markdown(content: dict) -> str:
 
 COLOURS = {
     OURS: "#d1495b", FILTERED: "#8c1c2e", "jpeg": "#6c757d", "webp": "#2a9d8f", "jpeg2000": "#8d6a9f",
-    "avif": "#e09f3e", "jxl": "#3a7ca5",
-    "hevc": "#386641",
+    "avif": "#e09f3e", "jxl": "#3a7ca5", "hevc": "#386641",
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from tasks import restoration
 from tasks.restoration import eight_bit
-from tasks.restoration_train import camera_pair, through_jpeg
+from tasks.restoration_samples import camera_pair, through_jpeg
 
 PICTURES = (".png", ".avif", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 SIGMAS = (15, 25, 50)
@@ -148,7 +148,7 @@ def denoising_rows(folder: Path, limit: int | None = None, strips: Path | None =
 
 
 def camera_rows(folder: Path, limit: int | None = None, strips: Path | None = None) -> Iterator[dict]:
-    """Noise as a camera makes it (restoration_train.camera_pair, colour mosaic, JPEG 4:2:0), sigma estimated."""
+    """Noise as a camera makes it (restoration_samples.camera_pair, colour mosaic, JPEG 4:2:0), sigma estimated."""
     for number, (name, image) in enumerate(pictures(folder, limit)):
         samples = np.asarray(image, np.float32) / 255.0
         for electrons, read, quality in CAMERAS:

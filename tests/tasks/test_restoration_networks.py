@@ -14,7 +14,7 @@ from PIL import Image
 
 from codec import decode, encode, get_model, info, prepare
 from codec.model import load_model
-from tasks import restoration
+from tasks import restoration, restoration_samples
 from tasks import restoration_networks as networks
 from tasks import restoration_train as training
 
@@ -322,7 +322,9 @@ def test_macs_are_counted():
     assert networks.macs_per_pixel(fsrcnn, "superres") == pytest.approx(25 * 56 + 2 * 56 * 12 + 4 * 9 * 144 + 81 * 56)
 
 
-@pytest.mark.parametrize("kind", [training.gaussian, training.poisson_gaussian, training.camera])
+@pytest.mark.parametrize(
+    "kind", [restoration_samples.gaussian, restoration_samples.poisson_gaussian, restoration_samples.camera]
+)
 def test_noise_kinds_keep_range_and_tell_a_sigma(cat, kind):
     rng = np.random.default_rng(0)
     clean = np.asarray(cat, np.float32)[:96, :96] / 255
@@ -338,7 +340,7 @@ def test_camera_noise_grows_with_fewer_electrons(cat):
     errors = []
     for electrons in (100, 1000, 100_000):
         rng = np.random.default_rng(5)
-        noisy, target = training.camera_pair(clean, rng, electrons, read=2.0, mosaic=True, blur=0.0)
+        noisy, target = restoration_samples.camera_pair(clean, rng, electrons, read=2.0, mosaic=True, blur=0.0)
         errors.append(np.sqrt(np.mean((noisy - target) ** 2)))
     assert errors[0] > 2 * errors[1] > 8 * errors[2]
     assert np.sqrt(np.mean((target - clean) ** 2)) < 0.05
@@ -362,7 +364,7 @@ def coder(tmp_path):
 
 def test_postfilter_learns_from_what_the_codec_makes_of_pictures(folder, coder):
     pictures = training.load_pictures([folder], 32)
-    batches = training.DecodedPatches(pictures, 6, 32, 1, load_model(coder))
+    batches = restoration_samples.DecodedPatches(pictures, 6, 32, 1, load_model(coder))
     batches.PIECE = 96
     decoded, clean, level = next(iter(batches))
     assert decoded.shape == clean.shape == (6, 3, 32, 32) and level.shape == (6,) and decoded.dtype == torch.float32
@@ -373,8 +375,8 @@ def test_postfilter_learns_from_what_the_codec_makes_of_pictures(folder, coder):
     for otherwise in (clean.rot90(1, (2, 3)), clean.flip(2), clean.flip(3), clean.roll(16, 3)):  # same place, same turn
         assert error.mean() < 0.5 * (decoded - otherwise).square().mean()
     with pytest.raises(ValueError, match="size 264: at most 256"):
-        training.DecodedPatches(pictures, 6, 264, 1, load_model(coder))
-    small = training.DecodedPatches([picture[:40, :70] for picture in pictures], 2, 32, 1, load_model(coder))
+        restoration_samples.DecodedPatches(pictures, 6, 264, 1, load_model(coder))
+    small = restoration_samples.DecodedPatches([picture[:40, :70] for picture in pictures], 2, 32, 1, load_model(coder))
     assert next(iter(small))[0].shape == (2, 3, 32, 32)
 
 
@@ -425,11 +427,13 @@ def test_training_lowers_the_loss(folder, tmp_path):
 
 def test_rendered_pages_lie_among_the_photographs(folder):
     pictures = training.load_pictures([folder], 32)
-    plain, more = (training.ReducedPatches(pictures, 4, 16, 1, 2, (1.0,), pages) for pages in (0, 3))
+    plain, more = (restoration_samples.ReducedPatches(pictures, 4, 16, 1, 2, (1.0,), pages) for pages in (0, 3))
     assert len(more.pairs) == len(plain.pairs) + 3 and more.weights[-1] == 1.0
     small, large = more.pairs[-1]
     assert large.shape == (384, 384) and small.shape == (192, 192) and large.astype(float).std() > 0.02
-    assert (training.turned_page(64, random.Random(5)) == training.turned_page(64, random.Random(5))).all()
+    assert (
+        restoration_samples.turned_page(64, random.Random(5)) == restoration_samples.turned_page(64, random.Random(5))
+    ).all()
 
 
 def test_start_takes_the_function_over(tmp_path):
