@@ -35,8 +35,8 @@ channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer netw
 bottlenecks' 7.5 and 2. With `leak` 0 these can be computed in 8-bit integers (eightbit.py); no shipped model is so yet.
 """
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -232,7 +232,8 @@ class Bottleneck(nn.Module):
 
     With `leak` 0 it has quantisation steps too, per channel, for what enters it (-128..127 steps) and for what its two
     ReLUs give (0..255 steps); zero until `measured`. `rounded` says whether it computes with 8-bit integers, that is to
-    say as eightbit.py does: steps and weights rounded, sums exact. Gradients pass through the rounding.
+    say as eightbit.py does: steps and weights rounded, sums exact. Gradients pass through the rounding; of the steps
+    they are those of Esser et al. 2020.
     """
 
     def __init__(self, channels: int, inner: int = 0, leak: float = 0.0):
@@ -242,6 +243,7 @@ class Bottleneck(nn.Module):
         self.spatial = nn.Conv2d(inner, inner, 3, padding=1)
         self.widen = nn.Conv2d(inner, channels, 1)
         self.largest: list[Tensor] | None = None  # while measuring: magnitudes seen, per channel
+        self.leaks = bool(leak)
         if not leak:
             for name, count in (("entering", channels), ("narrowed", inner), ("filtered", inner)):
                 self.register_buffer(f"step_{name}", torch.zeros(count))
@@ -263,12 +265,16 @@ class Bottleneck(nn.Module):
     def measured(self) -> bool:
         return not self.leak and bool((self.step_entering > 0).all())
 
+    @property
+    def steps(self) -> list[Tensor]:
+        """Of what enters, of what `narrow` gives and of what `spatial` gives; none where it leaks."""
+        return [] if self.leaks else [self.step_entering, self.step_narrowed, self.step_filtered]
+
     @torch.no_grad()
     def set_steps(self) -> None:
         """Steps from `largest`: between one for all channels and one for each, which rounds least together with the
         weights that they go into (Xiao et al. 2023); a fifth of what is largest is clipped."""
-        steps = (self.step_entering, self.step_narrowed, self.step_filtered)
-        for step, largest, most in zip(steps, self.largest, (127, 255, 255), strict=True):
+        for step, largest, most in zip(self.steps, self.largest, (127, 255, 255), strict=True):
             largest = largest.clamp_min(1e-3 * largest.max().item() + 1e-6)
             step.copy_(((0.8 / most) * (largest * largest.max()).sqrt()).clamp_min(1e-5).half())
         self.largest = None
@@ -291,8 +297,8 @@ class Bottleneck(nn.Module):
         def convolved(t: Tensor, weight: Tensor, unit: Tensor, bias: Tensor, padding: int = 0) -> Tensor:
             return F.conv2d(t, weight, padding=padding).float() * unit[:, None, None] + bias[:, None, None]
 
-        # bfloat16 holds the integers, but rounds the sums; close enough for training.
-        with contextlib.nullcontext() if x.requires_grad else torch.autocast(x.device.type, enabled=False):
+        # bfloat16 would hold the integers, but round their sums.
+        with torch.autocast(x.device.type, enabled=False):
             t = round_through((x.float() / self.step_entering[:, None, None]).clamp(-128, 127))
             t = round_through(convolved(t, first, *of_first).clamp(0, 255))
             t = round_through(convolved(t, middle, *of_middle, 1).clamp(0, 255))
@@ -325,10 +331,15 @@ class Synthesis(nn.Module):
         self.leave = nn.Conv2d(c, 192, 1)
 
 
+@functools.cache
+def _loudness_table(device: torch.device) -> Tensor:
+    table = np.rint(24.0 * np.log2(1.0 + np.arange(1024))) / ACTIVATION_STEPS
+    return torch.from_numpy(table.astype(np.float32)).to(device)
+
+
 def loudness(magnitudes: Tensor) -> Tensor:
     """|symbols|, integers [..] -> activations of the exact network: round(24 log2(1 + min(|y|, 1023))) / 16."""
-    table = np.rint(24.0 * np.log2(1.0 + np.arange(1024))) / ACTIVATION_STEPS
-    return torch.from_numpy(table.astype(np.float32)).to(magnitudes.device)[magnitudes.clamp(max=1023).long()]
+    return _loudness_table(magnitudes.device)[magnitudes.clamp(max=1023).long()]
 
 
 class GroupMeans(nn.Module):
@@ -773,6 +784,10 @@ class NightCodec(nn.Module):
         """What finishing_pass trains: all that follows the symbols and is not a mean."""
         networks = (self.synthesis_network, self.indices)
         return [self.linear_synthesis, self.log_inverse_gain, *(p for n in networks for p in n.parameters())]
+
+    def decoder_steps(self) -> list[Tensor]:
+        """The decoder's quantisation steps, which a finishing pass in 8 bits trains too."""
+        return [step for block in self.synthesis_network.blocks for step in block.steps]
 
     def finishing_pass(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """As training_pass with everything before the symbols frozen and the symbols real -> (x_hat, bits of y).

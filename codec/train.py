@@ -5,7 +5,7 @@ One model learns all rates: each sample draws a level, its loss is (bpp + lambda
 The learning rate is constant, then falls with a cosine to zero over the last part of the time given; the state at
 the start of the fall is kept (`trunk.pt`), and `--resume` goes on from there with more time. From the fall on,
 rounding follows the rate-distortion thresholds of use; in the last tenth the encoder is frozen, and what follows the
-symbols learns from real ones, the bottlenecks in 8 bits.
+symbols learns from real ones, the bottlenecks in 8 bits (with `--finish 1` that is all that is done to a start).
 
 Pictures that splits.py holds out are never seen. Sizes are options; a smaller model may start from a larger one's
 blocks. What was tried and what should come next, with figures: weights/codec-2.md and codec-3.md.
@@ -17,6 +17,7 @@ import json
 import math
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ from codec.model import (
     native_bfloat16,
     save_model,
 )
-from codec.optimiser import Optimiser
+from codec.optimiser import Optimiser, clipped
+from codec.recorded import Recorded
 from codec.splits import picture_files
 from codec.starts import grown, regrouped, revive, thinned
 
@@ -52,17 +54,18 @@ def load_pictures(folders: list[Path], smallest: int) -> list[np.ndarray]:
 
     Those that splits.py keeps for validation are left out. Raises FileNotFoundError when there is none.
     """
-    pictures = []
-    for path, held in picture_files(folders):
-        if held:
-            continue
+
+    def read(path: Path) -> np.ndarray | None:
         try:
             with Image.open(path) as image:
                 picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except OSError:
-            continue
-        if min(picture.shape[:2]) >= smallest:
-            pictures.append(picture)
+            return None
+        return picture if min(picture.shape[:2]) >= smallest else None
+
+    with ThreadPoolExecutor() as pool:
+        read_pictures = pool.map(read, [path for path, held in picture_files(folders) if not held])
+        pictures = [picture for picture in read_pictures if picture is not None]
     if not pictures:
         raise FileNotFoundError(f"no picture of at least {smallest} pixels a side in {', '.join(map(str, folders))}")
     return pictures
@@ -265,7 +268,8 @@ def train(
     # Biases that move as fast as kernels push bottlenecks' units below zero for good.
     biases = [part.bias for block in model.blocks for part in (block.narrow, block.spatial)]
     slow = [model.linear_analysis, model.linear_synthesis, *biases]
-    optimiser = Optimiser(model.parameters(), rate, slow, optimiser_kind)
+    steps = model.decoder_steps()
+    optimiser = Optimiser([*model.parameters(), *steps], rate, [*slow, *steps], optimiser_kind)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     step, past, falling, finished = 0, 0.0, False, False
     checkpoint = out / "trunk.pt"
@@ -280,7 +284,9 @@ def train(
         torch.manual_seed(seed + step)
         say(f"going on from {checkpoint} at step {step}")
     pictures = load_pictures(data, size)
-    if start is not None and step == 0:
+    for block in model.blocks:
+        block.leak = leak  # what a start's units were trained with, also while they are revived
+    if start is not None and step == 0 and finish < 1:
         say(f"{revive(model, batch(pictures, 24, size, rng).to(device))} units of the bottlenecks revived")
         average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     crops = None
@@ -303,16 +309,42 @@ def train(
         save_model(usable, path.with_suffix(".tmp"), steps=str(step))
         path.with_suffix(".tmp").rename(path)
 
+    finishing = False
+
+    def step_on(x: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step: (loss, bpp, bpp of z, log10 of squared error, whether the gradient was not finite), its norm."""
+        weight = lambda_of(level)
+        if finishing:
+            (x_hat, y_bits), z_bits = model.finishing_pass(x, level), torch.zeros_like(level)
+        else:
+            x_hat, y_bits, z_bits = model.training_pass(x, level, thresholds=falling)
+        bpp = (y_bits + z_bits) / (size * size)
+        error = (x_hat - x).square().mean((1, 2, 3)) * 255.0**2
+        loss = ((bpp + weight * error) / weight.sqrt()).mean() * 0.1
+        optimiser.zero_grad()
+        loss.backward()
+        norm = clipped(model.parameters(), 1.0)
+        optimiser.step()
+        model.indices.limit()
+        if finishing and steps:
+            with torch.no_grad():
+                torch._foreach_clamp_min_(steps, 1e-5)
+        lost = (~torch.isfinite(norm)).float()
+        figures = torch.stack([loss, bpp.mean(), z_bits.mean() / size**2, error.log10().mean(), lost])
+        return figures.detach(), norm.detach()
+
+    recorded = Recorded(step_on, say)
+    current = model.state_dict()  # the parameters themselves
     started = saved_at = time.monotonic()
     budget, first = minutes * 60.0, step
-    sums = torch.zeros(4, device=device)
+    sums = torch.zeros(5, device=device)
     with (out / "log.jsonl").open("a") as log:
         while True:
             elapsed = time.monotonic() - started
             if elapsed >= budget:
                 break
             progress = elapsed / budget
-            factor = min(1.0, (step - first + 1) / 200)
+            factor = warm = min(1.0, (step - first + 1) / 200)
             if progress > 1 - decay:
                 if not falling:
                     falling = True
@@ -320,48 +352,33 @@ def train(
                 fallen = min(1.0, (progress - 1 + decay) / max(decay - finish, 1e-9))
                 factor *= 0.5 * (1 + math.cos(math.pi * fallen))
                 if progress > 1 - finish:
-                    factor = 0.25 * (1 - progress) / finish
+                    factor = warm * 0.25 * (1 - progress) / finish
             optimiser.set_rate(rate * factor)
             if leak != config.leak:
+                left = math.ceil(10 * max(0.0, 1 - progress / UNLEAK)) / 10  # in tenths: each is recorded anew
                 for block in model.blocks:
-                    block.leak = config.leak + (leak - config.leak) * max(0.0, 1 - progress / UNLEAK)
+                    block.leak = config.leak + (leak - config.leak) * left
             x = crops.batch(batch_size, size) if crops else batch(pictures, batch_size, size, rng).to(device)
             finishing = progress > 1 - finish
             if finishing and not finished:
                 finished = True
                 model.load_state_dict(average)
-                if not config.leak:
+                if not config.leak and not model.has_eight_bits:
                     measure_steps(model, pictures, size=size)
                     average |= {name: value.clone() for name, value in model.state_dict().items() if "step_" in name}
-                    model.round_blocks(True)
-                trained = model.finishing_parameters()
+                model.round_blocks(model.has_eight_bits)
+                trained = [*model.finishing_parameters(), *(steps if model.has_eight_bits else ())]
                 model.requires_grad_(False)
                 for parameter in trained:
                     parameter.requires_grad_(True)
             strata = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size  # every batch sees all rates
             level = (strata[torch.randperm(batch_size)] * LEVELS).to(device)
-            weight = lambda_of(level)
-            if finishing:
-                (x_hat, y_bits), z_bits = model.finishing_pass(x, level), torch.zeros(batch_size, device=device)
-            else:
-                x_hat, y_bits, z_bits = model.training_pass(x, level, thresholds=falling)
-            bpp = (y_bits + z_bits) / (size * size)
-            error = (x_hat - x).square().mean((1, 2, 3)) * 255.0**2
-            loss = ((bpp + weight * error) / weight.sqrt()).mean() * 0.1
-            optimiser.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            if not torch.isfinite(norm):
-                say(f"step {step}: gradient is not finite, skipped")
-                step += 1
-                continue
-            optimiser.step()
-            model.indices.limit()
+            figures, norm = recorded((falling, finishing, model.blocks[0].leak if model.blocks else 0), x, level)
             step += 1
             keep = min(0.999, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(list(average.values()), list(model.state_dict().values()), 1 - keep)
-                sums += torch.stack([loss, bpp.mean(), z_bits.mean() / size**2, error.log10().mean()])
+                torch._foreach_lerp_(list(average.values()), [current[name] for name in average], 1 - keep)
+                sums += figures
             if step % 50 == 0:
                 mean = (sums / 50).tolist()
                 line = {
@@ -374,6 +391,8 @@ def train(
                     "rate": rate * factor,
                     "norm": round(float(norm), 3),
                 }
+                if mean[4]:
+                    say(f"step {step}: of the last 50 gradients {50 * mean[4]:.0f} were not finite and not followed")
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 if step % 500 == 0:
@@ -383,6 +402,7 @@ def train(
                 saved_at = time.monotonic()
                 save(out / "state.pt")
                 save_average(out / "latest.safetensors")
+    save(out / "state.pt")  # an export that fails loses nothing
     path = out / "codec.safetensors"
     identity = export(average, config, pictures, path, device, 256, steps=str(step), seed=str(seed))
     say(f"wrote {path}, model {identity}, {step} steps")

@@ -272,11 +272,14 @@ class Postfilter:
 
     It belongs to one model of the codec. The result is not what the night proved and reported: it is for whoever takes
     a picture out. Given to `codec.encode` too, the encoder works towards what the filter will give. `weights`: another
-    file than the package's; `device`, `tile` as in `denoise`. Raises ValueError for a file that is none.
+    file than the package's; `codec`: the id of the model for which it is to be (by default that of the package which
+    encodes); `device`, `tile` as in `denoise`. Raises ValueError for a file that is none and for a model without one.
     """
 
-    def __init__(self, weights: Path | None = None, *, device: str = "auto", tile: int | None = None):
-        path = Path(weights or WEIGHTS / "postfilter-night.safetensors")
+    def __init__(
+        self, weights: Path | None = None, *, codec: str | None = None, device: str = "auto", tile: int | None = None
+    ):
+        path = Path(weights) if weights else self._file_for(codec)
         if not path.exists():
             raise ValueError(f"no post-filter at {path}; train one (`nightpress train postfilter`) or do without")
         loaded, self.device, self.tile = _loaded(path), _device(device), tile or DENOISE_TILE
@@ -285,6 +288,20 @@ class Postfilter:
         self.identity, self.model = loaded.identity, loaded.card["codec"]
         # A copy of its own: threads share it, and must never find it half moved to another device.
         self._loaded = replace(loaded, network=copy.deepcopy(loaded.network).to(self.device))
+
+    @staticmethod
+    def _file_for(codec: str | None) -> Path:
+        """The package's file for a model of the codec."""
+        newest = WEIGHTS / "postfilter-night.safetensors"
+        for path in sorted(WEIGHTS.glob("postfilter-*.safetensors")) if codec else ():
+            if _loaded(path).card.get("codec") == codec:
+                return path
+        if codec and newest.exists():
+            raise ValueError(
+                f"no post-filter for model {codec} under {WEIGHTS}; do without, or train one (`nightpress train "
+                "postfilter --codec FILE`)"
+            )
+        return newest
 
     def __call__(self, image: Image.Image, facts: dict) -> Image.Image:
         """facts: `codec.info` of the bitstream, of which `model` and `quality` count. Alpha, profile and EXIF are kept,

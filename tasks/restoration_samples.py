@@ -1,7 +1,7 @@
 """What the restoration networks learn from: noisy, reduced and decoded samples, cut from photographs without end.
 
     noise      gaussian, poisson_gaussian, camera: (clean patch, generator) -> (noisy, target, sigma that is told)
-    batches    NoisyPatches (denoisers), DecodedPatches (post-filters), ReducedPatches (enlargers)
+    batches    NoisyPatches (denoisers), DecodedPatches and DecodedCrops (post-filters), ReducedPatches (enlargers)
 
 Needs torch, numpy and Pillow alone, as restoration_train.py does, whose loop takes the batches. The camera is also what
 restoration_evaluate.py measures with.
@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from codec.crops import DeviceCrops
 from codec.model import LEVELS, NightCodec
 from codec.train import rendered_page
 from tasks.restoration import noise_sigma
 
 SIGMA_RANGE = (2.0, 58.0)  # of the Gaussian samples, 0..255 scale
+GRAINY = 0.08  # share of what the post-filter learns from that has grain, which it must leave
 PAGES_CODED = 0.06  # share of rendered pages among what the post-filter learns from, as in the codec's training
 
 
@@ -240,10 +242,10 @@ class DecodedPatches(torch.utils.data.IterableDataset):
         else:
             clean = self.piece(rng)
         clean = torch.from_numpy(clean).permute(2, 0, 1).contiguous()
-        level = int(rng.integers(LEVELS + 1))
-        with torch.inference_mode():
-            decoded, _ = self.codec.finishing_pass(clean[None].float() / 255.0, torch.tensor([float(level)]))
-        return decoded[0].half(), clean, float(level)
+        level = float(rng.integers(LEVELS + 1))
+        grainy = with_grain(clean[None].float() / 255.0)
+        decoded = decoded_by(self.codec, grainy, torch.tensor([level]))
+        return decoded[0].half(), (grainy[0] * 255.0).round().to(torch.uint8), level
 
     def piece(self, rng: np.random.Generator) -> np.ndarray:
         """uint8 [s,s,3]: a part of a picture, often reduced, turned, mirrored, some of them grey."""
@@ -269,6 +271,55 @@ class DecodedPatches(torch.utils.data.IterableDataset):
         pair = [torch.rot90(t, turns, (1, 2)) for t in pair]
         pair = [t.flip(2) if mirrored else t for t in pair]
         return pair[0], pair[1] / 255.0, level
+
+
+class DecodedCrops:
+    """The same batches as DecodedPatches gives, made where the training runs, for GPUs: every batch is cut
+    (codec/crops.py) and coded anew, all its samples at levels of their own. `codec` is moved to `device`."""
+
+    PAGES = 256  # rendered pages that samples are cut from
+
+    def __init__(self, pictures: list[np.ndarray], count: int, size: int, seed: int, codec: NightCodec, device: str):
+        if size % 16:
+            raise ValueError(f"size {size}: a multiple of 16 for a post-filter on a GPU, whose samples are coded whole")
+        pages = [rendered_page(2 * size, random.Random(seed + number)) for number in range(self.PAGES)]
+        self.crops = DeviceCrops(pictures, pages, PAGES_CODED, 0.5, device)
+        self.count, self.size, self.device = count, size, device
+        self.codec = codec.to(device).set_precision("int8")
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        while True:
+            clean = self.crops.batch(self.count, self.size)
+            level = (torch.rand(self.count, device=self.device) * LEVELS).round()
+            clean = with_grain(clean)
+            yield decoded_by(self.codec, clean, level), clean, level
+
+
+def with_grain(clean: Tensor) -> Tensor:
+    """[B,3,S,S] in 0..1 -> the same, some of them with a scan's or a film's grain (sigma 1 to 9 of 255, the same in all
+    colours of every second one and of grey ones), in steps of 1/255."""
+    one = (len(clean), 1, 1, 1)
+    chosen = torch.rand(one, device=clean.device) < GRAINY
+    if not chosen.any():
+        return clean
+    sigma = torch.exp(torch.rand(one, device=clean.device) * math.log(9.0)) / 255.0
+    grain = torch.randn_like(clean)
+    alike = (torch.rand(one, device=clean.device) < 0.5) | is_grey(clean)
+    grain = torch.where(alike, grain[:, :1], grain)
+    return torch.where(chosen, ((clean + sigma * grain).clamp(0, 1) * 255.0).round() / 255.0, clean)
+
+
+def is_grey(pictures: Tensor) -> Tensor:
+    """[B,3,S,S] -> bool [B,1,1,1]: whether all three colours are the same everywhere."""
+    return (pictures == pictures[:, :1]).all(1, keepdim=True).flatten(1).all(1)[:, None, None, None]
+
+
+@torch.no_grad()
+def decoded_by(codec: NightCodec, clean: Tensor, level: Tensor) -> Tensor:
+    """What `codec` makes of clean [B,3,S,S] in 0..1 at levels [B], neither clamped nor rounded; of grey pictures the
+    mean of the three colours, as the decoder shows them."""
+    decoded, _ = codec.finishing_pass(clean, level)
+    return torch.where(is_grey(clean), decoded.mean(1, keepdim=True), decoded)
 
 
 class ReducedPatches(torch.utils.data.IterableDataset):

@@ -17,12 +17,12 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from codec.model import load_model, native_bfloat16
-from codec.optimiser import Optimiser
+from codec.optimiser import Optimiser, clipped
+from codec.recorded import Recorded
 from codec.train import load_pictures
 from tasks.dormant import Watch
 from tasks.restoration_networks import (
@@ -33,7 +33,7 @@ from tasks.restoration_networks import (
     macs_per_pixel,
     save_network,
 )
-from tasks.restoration_samples import DecodedPatches, NoisyPatches, ReducedPatches
+from tasks.restoration_samples import DecodedCrops, DecodedPatches, NoisyPatches, ReducedPatches
 
 WATCH_EVERY, WATCH_FOR = 500, 20  # steps: what never fires in the first 20 of each 500 is set to work again
 
@@ -149,13 +149,17 @@ def train(
     pictures = load_pictures(data, smallest)
     if task == "denoise":
         batches = NoisyPatches(pictures, recipe.batch, recipe.size, seed + step, recipe.noise)
+    elif task == "postfilter" and device != "cpu":
+        batches = DecodedCrops(pictures, recipe.batch, recipe.size, seed + step, coder, device)
     elif task == "postfilter":
         batches = DecodedPatches(pictures, recipe.batch, recipe.size, seed + step, coder)
     else:
         batches = ReducedPatches(pictures, recipe.batch, recipe.size, seed + step, scale, recipe.sizes, recipe.pages)
-    loader = iter(
-        torch.utils.data.DataLoader(batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda")
-    )
+    if isinstance(batches, torch.utils.data.IterableDataset):
+        batches = torch.utils.data.DataLoader(
+            batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda"
+        )
+    loader = iter(batches)
     parameters = sum(p.numel() for p in network.parameters())
     say(f"{len(pictures)} pictures, {parameters / 1e3:.0f} k parameters, {device}, {recipe}")
 
@@ -171,7 +175,31 @@ def train(
     started = saved_at = time.monotonic()
     budget, first, tally = minutes * 60.0, step, Tally()
     watch, recycled = Watch(network), 0
-    usual_norm = 1.0  # running mean of the gradient's norm, and where it is clipped
+    usual_norm = torch.ones((), device=device)  # running mean of the gradient's norm, and where it is clipped
+
+    def step_on(given: Tensor, wanted: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step on what is given to the network and wanted of it: (loss, squared error per sample, norm)."""
+        with torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where)):
+            result = network(given) if task == "superres" else network(given, told)
+        error = (result.float() - wanted).square().mean((1, 2, 3))
+        if task == "denoise":  # the logarithm makes all noise levels count alike: it is the PSNR
+            loss = (error + 1e-6).log().mean()
+        elif task == "postfilter":  # what is gained on the decoded picture; 0.23 is a decibel
+            before = (given - wanted).square().mean((1, 2, 3))
+            loss = ((error + 1e-6).log() - (before + 1e-6).log()).mean()
+        elif falling:  # what PSNR counts; from the start it learns more slowly than the absolute error
+            loss = error.mean()
+        else:
+            loss = (result.float() - wanted).abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        norm = clipped(network.parameters(), usual_norm)
+        usual_norm.lerp_(torch.where(torch.isfinite(norm), torch.minimum(norm, 2 * usual_norm), usual_norm), 0.02)
+        optimiser.step()
+        return loss.detach(), error.detach(), norm
+
+    recorded = Recorded(step_on, say)
+    current = {key: value for key, value in network.state_dict().items() if value.is_floating_point()}
     with (out / "log.jsonl").open("a") as log:
         while (elapsed := time.monotonic() - started) < budget:
             factor = min(1.0, (step - first + 1) / 200)
@@ -188,32 +216,12 @@ def train(
                 watch.start()
             elif turn == WATCH_FOR and watch.watching:
                 recycled += watch.recycle(average)
-            with torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where)):
-                result = network(parts[0]) if task == "superres" else network(parts[0], parts[2])
-            error = (result.float() - parts[1]).square().mean((1, 2, 3))
-            if task == "denoise":  # the logarithm makes all noise levels count alike: it is the PSNR
-                loss = (error + 1e-6).log().mean()
-            elif task == "postfilter":  # what is gained on the decoded picture; 0.23 is a decibel
-                before = (parts[0] - parts[1]).square().mean((1, 2, 3))
-                loss = ((error + 1e-6).log() - (before + 1e-6).log()).mean()
-            elif falling:  # what PSNR counts; from the start it learns more slowly than the absolute error
-                loss = error.mean()
-            else:
-                loss = (result.float() - parts[1]).abs().mean()
-            optimiser.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), usual_norm)
+            told = parts[0] if task == "superres" else parts[2]
+            loss, error, norm = recorded(None if watch.watching else falling, parts[0], parts[1], told)
             step += 1
-            if not torch.isfinite(norm):
-                say(f"step {step}: gradient is not finite, skipped")
-                continue
-            usual_norm += 0.02 * (min(norm.item(), 2 * usual_norm) - usual_norm)
-            optimiser.step()
             keep = min(0.999, (1 + step) / (10 + step))
             with torch.no_grad():
-                for key, value in network.state_dict().items():
-                    if value.is_floating_point():
-                        average[key].lerp_(value, 1 - keep)
+                torch._foreach_lerp_([average[key] for key in current], list(current.values()), 1 - keep)
             tally.add(loss, error, parts[3] if task == "denoise" else None, norm)
             if step % 50 == 0:
                 line = {
@@ -251,22 +259,27 @@ def train(
 
 
 class Tally:
-    """Sums of the last steps for the log; `psnr` by kind of noise where there are kinds."""
+    """The last steps' figures for the log; `psnr` by kind of noise where there are kinds."""
 
     def __init__(self):
-        self.loss, self.norm, self.steps = 0.0, 0.0, 0
-        self.decibels: dict[str, list[float]] = {}
+        self.steps: list[tuple[Tensor, Tensor]] = []
+        self.samples: list[tuple[Tensor, Tensor]] = []
 
     def add(self, loss: Tensor, error: Tensor, kind: Tensor | None, norm: Tensor) -> None:
-        self.loss, self.norm, self.steps = self.loss + loss.item(), self.norm + norm.item(), self.steps + 1
-        names = ("gaussian", "poisson", "camera")
-        kinds = kind.tolist() if kind is not None else [None] * len(error)
-        for which, value in zip(kinds, error.detach().cpu().clamp_min(1e-9).log10().tolist(), strict=True):
-            self.decibels.setdefault("psnr" if which is None else f"psnr_{names[which]}", []).append(-10 * value)
+        """Nothing waits for a GPU before `means`; what is given may change afterwards."""
+        self.steps.append((loss.clone(), norm.clone()))
+        self.samples.append((error.clone(), torch.full_like(error, -1) if kind is None else kind))
 
     def means(self) -> dict[str, float]:
-        figures = {key: round(float(np.mean(values)), 3) for key, values in sorted(self.decibels.items())}
-        return {"loss": round(self.loss / self.steps, 5), "norm": round(self.norm / self.steps, 4), **figures}
+        losses, norms = (torch.stack(values) for values in zip(*self.steps, strict=True))
+        error, kind = (torch.cat(values).cpu() for values in zip(*self.samples, strict=True))
+        decibels = -10 * error.clamp_min(1e-9).log10()
+        names = {-1: "psnr", 2: "psnr_camera", 0: "psnr_gaussian", 1: "psnr_poisson"}
+        figures = {name: decibels[kind == k].mean().item() for k, name in names.items() if (kind == k).any()}
+        return {
+            "loss": round(losses.mean().item(), 5), "norm": round(norms.mean().item(), 4),
+            **{name: round(value, 3) for name, value in figures.items()},
+        }  # fmt: skip
 
 
 def take_over(network: torch.nn.Module, path: Path) -> int:

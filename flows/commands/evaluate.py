@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
 
     from codec import CodecError
+    from codec.coder import get_model
     from codec.evaluate import evaluate
     from tasks.restoration import Postfilter, RestorationError
 
@@ -63,10 +64,13 @@ def run(args: argparse.Namespace) -> int:
         bars.setdefault(codec, Progress(codec, total)).advance()
 
     try:
+        postfilter = None
+        if FILTERED in codecs:
+            postfilter = Postfilter(codec=get_model(args.model, device="cpu").identity, device=args.device)
         content = evaluate(
             args.images, args.out, codecs, reference=args.reference, points=args.points, model=args.model,
             device=args.device, precision=args.precision, effort=args.effort,
-            postfilter=Postfilter(device=args.device) if FILTERED in codecs else None, progress=progress,
+            postfilter=postfilter, progress=progress,
         )  # fmt: skip
     except (CodecError, RestorationError, ValueError, OSError) as error:
         raise WorkFailed(str(error)) from error

@@ -95,7 +95,7 @@ def run_encode(args: argparse.Namespace) -> int:
     try:
         picture = open_picture(source, args.max_pixels)
         model = coder.get_model(args.model, device=_device(args.device))
-        postfilter = Postfilter(device=args.device) if args.postfilter else None
+        postfilter = Postfilter(codec=model.identity, device=args.device) if args.postfilter else None
         prepared = coder.prepare(picture, model, effort=args.effort, postfilter=postfilter)
         if metric:
             reached = target_level(prepared, metric, value)
@@ -141,7 +141,7 @@ def run_decode(args: argparse.Namespace) -> int:
     from tasks.restoration import Postfilter, RestorationError
 
     try:
-        postfilter = Postfilter(device=args.device) if args.postfilter else None
+        postfilter = Postfilter(codec=info(data)["model"], device=args.device) if args.postfilter else None
         picture = decode_picture(data, models=args.models, device=_device(args.device), max_pixels=args.max_pixels)
         if postfilter:
             picture = dataclasses.replace(picture, image=postfilter(picture.image, info(data)))

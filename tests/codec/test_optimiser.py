@@ -1,4 +1,5 @@
-"""What trainings step with: Muon sees kernels as matrices in either layout, frozen ones stay, states are kept."""
+"""What trainings step with: Muon sees kernels as matrices in either layout, frozen ones stay, states are kept;
+gradients are clipped without waiting for them; a recorded step is the step itself where there is no GPU."""
 
 import copy
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from codec.optimiser import Optimiser
+from codec.optimiser import Optimiser, clipped
+from codec.recorded import Recorded
 
 
 def network() -> nn.Sequential:
@@ -34,6 +36,53 @@ def test_kernels_take_muons_step_and_the_rest_adams():
     assert singular.median() / singular.max() > 2 * plain.median() / plain.max()
     for change in (moved[1], moved[4]):  # a bias, a kernel of two outputs
         assert torch.allclose(change.abs(), torch.tensor(0.01), rtol=1e-2)
+
+
+def test_kernels_of_one_shape_step_as_torchs_muon_does():
+    torch.manual_seed(2)
+    net = nn.Sequential(*(nn.Conv2d(16, 16, 3, bias=False) for _ in range(3)), nn.Conv2d(16, 40, 1, bias=False))
+    net = net.to(memory_format=torch.channels_last)
+    matrices = [nn.Parameter(p.detach().permute(0, 2, 3, 1).flatten(1).clone()) for p in net.parameters()]
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    optimiser = Optimiser(net.parameters(), 0.02)
+    for number in range(3):
+        x = torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(number))
+        optimiser.zero_grad()
+        net(x).square().mean().backward()
+        for matrix, kernel in zip(matrices, net.parameters(), strict=True):
+            matrix.grad = kernel.grad.permute(0, 2, 3, 1).flatten(1)
+        muon.step()
+        optimiser.step()
+        for matrix, kernel in zip(matrices, net.parameters(), strict=True):
+            assert torch.allclose(kernel.permute(0, 2, 3, 1).flatten(1), matrix, atol=1e-6)
+
+
+def test_gradients_are_clipped_and_those_without_end_dropped():
+    net = network()
+    net(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    before = [p.grad.clone() for p in net.parameters()]
+    whole = torch.cat([g.flatten() for g in before]).norm()
+    assert torch.allclose(clipped(net.parameters(), 0.5), whole)
+    for parameter, gradient in zip(net.parameters(), before, strict=True):
+        assert torch.allclose(parameter.grad, gradient * 0.5 / whole, rtol=1e-4)
+    assert torch.allclose(clipped(net.parameters(), torch.tensor(10.0)), torch.tensor(0.5), rtol=1e-4)
+    assert torch.allclose(net[0].weight.grad, before[0] * 0.5 / whole, rtol=1e-4)  # a limit above it changes nothing
+    for bad in (float("nan"), float("inf")):
+        net[1].bias.grad[3] = bad
+        assert not torch.isfinite(clipped(net.parameters(), 1.0))
+        assert all(not parameter.grad.any() for parameter in net.parameters())
+
+
+def test_a_recorded_function_runs_itself_on_a_cpu():
+    seen = []
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor]:
+        seen.append(x)
+        return (x + len(seen),)
+
+    recorded = Recorded(function)
+    results = [recorded(key, torch.zeros(2))[0] for key in (True, True, False, None)]
+    assert [r.tolist() for r in results] == [[n, n] for n in (1.0, 2.0, 3.0, 4.0)] and recorded.graph is None
 
 
 def test_layouts_give_the_same_step():
@@ -69,5 +118,6 @@ def test_states_are_kept():
     step(second, again)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+    assert all(momentum.any() for momentum in again.momenta)
     with pytest.raises(ValueError, match="choose muon or adam"):
         Optimiser(first.parameters(), 0.01, kind="sgd")

@@ -15,7 +15,7 @@ from codec.crops import DeviceCrops
 from codec.model import Config, NightCodec, float_tensors, lambda_of, load_model, read_model_file, save_model
 from codec.splits import held_out, picture_files
 from codec.starts import grown, regrouped, revive, thinned
-from codec.train import batch, crop, load_pictures, main, rendered_page, train
+from codec.train import batch, crop, load_pictures, main, measure_steps, rendered_page, train
 
 SMALL = Config(
     channels=16, latent=40, hyper=8, encoder_blocks=1, decoder_blocks=1, mean_channels=16, index_channels=16,
@@ -153,7 +153,9 @@ def test_dead_units_are_revived(folder, leak):
     assert revive(model, samples) == 0
 
 
-def test_leaky_relus_lose_their_slope_by_and_by(folder, tmp_path):
+def test_leaky_relus_lose_their_slope_by_and_by(folder, tmp_path, monkeypatch):
+    revived = []
+    monkeypatch.setattr("codec.train.revive", lambda model, x: revived.append(model.blocks[0].leak) or 0)
     leaky = dataclasses.replace(SMALL, leak=0.1)
     save_model(NightCodec(leaky), tmp_path / "leaky.safetensors")
     path = train(
@@ -162,7 +164,30 @@ def test_leaky_relus_lose_their_slope_by_and_by(folder, tmp_path):
     )  # fmt: skip
     saved = torch.load(tmp_path / "out" / "trunk.pt", weights_only=True)
     assert saved["leak"] == 0.0  # all of it is gone by the time that the rate falls
+    assert revived == [0.1]  # judged with the slope that they were trained with
     assert load_model(path).config.leak == 0.0
+
+
+def test_a_finish_alone_trains_what_follows_the_symbols_and_the_steps(folder, tmp_path):
+    model = NightCodec(SMALL)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    measure_steps(model, load_pictures([folder], 64), crops=4, size=64)
+    save_model(model, tmp_path / "start.safetensors")
+    path = train(
+        [folder], tmp_path / "out", minutes=0.1, batch_size=2, size=64, rate=0.05, decay=1.0, finish=1.0,
+        start=tmp_path / "start.safetensors", say=lambda line: None,
+    )  # fmt: skip
+    old, new = load_model(tmp_path / "start.safetensors").state_dict(), load_model(path).state_dict()
+    changed = {name for name, value in new.items() if not torch.equal(value, old[name])}
+    block = "synthesis_network.blocks.0."
+    assert {block + "step_entering", block + "step_narrowed", block + "narrow.weight", "linear_synthesis"} <= changed
+    assert not [
+        name for name in changed if name.startswith(("analysis", "hyper", "means", "linear_analysis", "log_gain"))
+    ]
+    steps = torch.cat([value for name, value in new.items() if "step_" in name])
+    assert steps.min() > 0
 
 
 def test_a_latent_in_groups_starts_from_one_in_the_order_of_colours(tmp_path):

@@ -219,6 +219,16 @@ def test_postfilter_keeps_what_is_not_colour_and_refuses_other_models(weights, c
         restoration.Postfilter(weights / "none.safetensors")
 
 
+def test_postfilters_are_found_by_the_codec_that_they_are_for(weights):
+    config = networks.NightDenoiserConfig(**SMALL["denoise", "night"].__dict__)
+    older = weights / "postfilter-older.safetensors"
+    networks.save_network(networks.NightPostfilter(config), "postfilter", "night", older, codec="ff00ff00ff00ff00")
+    assert restoration.Postfilter(codec="ff00ff00ff00ff00").model == "ff00ff00ff00ff00"
+    assert restoration.Postfilter(codec=FACTS["model"]).model == restoration.Postfilter().model == FACTS["model"]
+    with pytest.raises(ValueError, match="no post-filter for model aa"):
+        restoration.Postfilter(codec="aa")
+
+
 def test_postfilter_computes_the_same_for_encoder_and_reader(weights, cat):
     picture = cat.crop((0, 0, 96, 80))
     postfilter = restoration.Postfilter()
@@ -378,6 +388,36 @@ def test_postfilter_learns_from_what_the_codec_makes_of_pictures(folder, coder):
         restoration_samples.DecodedPatches(pictures, 6, 264, 1, load_model(coder))
     small = restoration_samples.DecodedPatches([picture[:40, :70] for picture in pictures], 2, 32, 1, load_model(coder))
     assert next(iter(small))[0].shape == (2, 3, 32, 32)
+
+
+def test_samples_are_coded_on_the_device_too(folder, coder):
+    pictures = training.load_pictures([folder], 32)
+    batches = iter(restoration_samples.DecodedCrops(pictures, 24, 48, 1, load_model(coder), "cpu"))
+    decoded, clean, level = next(batches)
+    assert decoded.shape == clean.shape == (24, 3, 48, 48) and level.shape == (24,)
+    assert 0 <= clean.min() and clean.max() <= 1 and 0 <= level.min() and level.max() <= 1000
+    assert level.std() > 100 and not torch.equal(next(batches)[1], clean)
+    error = (decoded - clean).square().mean((1, 2, 3))
+    assert 0 < error.min() and error.max() < 0.2
+    with pytest.raises(ValueError, match="multiple of 16"):
+        restoration_samples.DecodedCrops(pictures, 2, 40, 1, load_model(coder), "cpu")
+
+
+def test_grey_pictures_are_decoded_grey_and_some_have_grain(coder):
+    torch.manual_seed(4)
+    clean = torch.rand(2, 3, 32, 32)
+    clean[1] = clean[1, :1]
+    decoded = restoration_samples.decoded_by(load_model(coder), clean, torch.tensor([300.0, 300.0]))
+    assert restoration_samples.is_grey(decoded).flatten().tolist() == [False, True]
+    flat = torch.full((400, 3, 16, 16), 128 / 255)
+    flat[:200, 0] = 64 / 255
+    grainy = restoration_samples.with_grain(flat)
+    spread = (grainy - flat).std((1, 2, 3)) * 255
+    share = (spread > 0).float().mean()
+    assert 0.4 * restoration_samples.GRAINY < share < 2 * restoration_samples.GRAINY and 0.5 < spread.max() < 10
+    assert torch.equal(grainy[spread == 0], flat[spread == 0])
+    assert torch.allclose((grainy * 255).round(), grainy * 255, atol=1e-3)  # as files have it
+    assert restoration_samples.is_grey(grainy[200:]).all()
 
 
 @pytest.mark.parametrize(
