@@ -2,8 +2,9 @@
 
 Half as long as in bfloat16. model.Bottleneck defines what is computed, steps and all: what enters a convolution is a
 whole number of steps that fits a byte, weights are -127..127, sums are exact 32-bit integers, what comes out is scaled,
-biased, clipped at zero and rounded to the next layer's steps. Nothing of it reaches the entropy coder but through the
-symbols, so that a decoder with another precision shows the same picture within a few hundredths of a decibel.
+biased, clipped at zero and rounded to the next layer's steps; a fine block's first layer takes what enters as it is.
+Nothing of it reaches the entropy coder but through the symbols, so that a decoder with another precision shows the same
+picture within a few hundredths of a decibel.
 
 The convolutions are oneDNN's, by operations of torch that are not public; where they are absent or differ from the
 definition on a trial, `works` says no and inference.py takes its own layers.
@@ -14,6 +15,7 @@ import functools
 import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codec.model import Bottleneck, native_int8
@@ -22,12 +24,12 @@ OFFSET = 128  # bytes hold what enters a block less -128
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _enter_halves(t, per_step, out):
-    """bfloat16 as uint16 [n,C] -> out uint8 [n,C]: steps, rounded and clipped, plus OFFSET."""
+def _enter_halves(t, per_step, offset, out):
+    """bfloat16 as uint16 [n,C] -> out uint8 [n,C]: steps plus `offset`, rounded and clipped."""
     channels = t.shape[1]
     bits = np.empty(channels, np.uint32)
     values = bits.view(np.float32)
-    shift, low, high = np.float32(OFFSET + 0.5), np.float32(0), np.float32(255)
+    shift, low, high = np.float32(offset + 0.5), np.float32(0), np.float32(255)
     for row in range(t.shape[0]):
         for c in range(channels):
             bits[c] = np.uint32(t[row, c]) << np.uint32(16)
@@ -36,9 +38,9 @@ def _enter_halves(t, per_step, out):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _enter_floats(t, per_step, out):
+def _enter_floats(t, per_step, offset, out):
     """The same from float32."""
-    shift, low, high = np.float32(OFFSET + 0.5), np.float32(0), np.float32(255)
+    shift, low, high = np.float32(offset + 0.5), np.float32(0), np.float32(255)
     for row in range(t.shape[0]):
         for c in range(t.shape[1]):
             out[row, c] = np.uint8(np.int32(min(max(t[row, c] * per_step[c] + shift, low), high)))
@@ -89,29 +91,56 @@ class _Convolution3x3(_Layer):
         )
 
 
+def _bytes(rows: Tensor, per_step: np.ndarray, offset: int) -> Tensor:
+    """float32 or bfloat16 [n,C] -> uint8 [n,C]: steps plus `offset`, rounded and clipped."""
+    steps = torch.empty(rows.shape, dtype=torch.uint8)
+    if rows.dtype == torch.bfloat16:
+        _enter_halves(rows.view(torch.int16).numpy().view(np.uint16), per_step, offset, steps.numpy())
+    else:
+        _enter_floats(rows.numpy(), per_step, offset, steps.numpy())
+    return steps
+
+
+class _FineProduct:
+    """A fine block's first layer: a 1x1 convolution in the type of what enters, whose result becomes bytes."""
+
+    def __init__(self, block: Bottleneck):
+        weight, bias = block.narrow.weight.flatten(1), block.narrow.bias
+        self.layers = {dtype: (weight.to(dtype), bias.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+        self.per_step = (1.0 / block.step_narrowed.float()).numpy()
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """float [n,in] -> uint8 [n,out], clipped at zero."""
+        return _bytes(F.linear(rows, *self.layers[rows.dtype]), self.per_step, 0)
+
+
+class _RoundedProduct:
+    """The other blocks' first layer."""
+
+    def __init__(self, block: Bottleneck):
+        self.product = _Product(*block.eight_bit_layers()[0], OFFSET)
+        self.per_step = (1.0 / block.step_entering.float()).numpy()
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """float [n,in] -> uint8 [n,out], clipped at zero."""
+        return self.product.to_steps(_bytes(rows, self.per_step, OFFSET))
+
+
 class EightBitBlock:
     """One bottleneck on [B,h,w,C], float32 or bfloat16."""
 
     @torch.no_grad()
     def __init__(self, block: Bottleneck):
-        self.per_step = (1.0 / block.step_entering.float()).numpy()
-        narrow, spatial, widen = block.eight_bit_layers()
-        self.narrow, self.spatial, self.widen = _Product(*narrow, OFFSET), _Convolution3x3(*spatial), _Product(*widen)
+        _, spatial, widen = block.eight_bit_layers()
+        self.narrow = _FineProduct(block) if block.fine else _RoundedProduct(block)
+        self.spatial, self.widen = _Convolution3x3(*spatial), _Product(*widen)
 
     def __call__(self, t: Tensor) -> Tensor:
         """What the block makes of t, whose memory may be overwritten."""
         rows = t.reshape(-1, t.shape[-1])
-        inner = self.narrow.to_steps(self._entering(rows)).view(*t.shape[:3], -1)
+        inner = self.narrow(rows).view(*t.shape[:3], -1)
         inner = self.spatial.to_steps(inner.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.widen.add_to(rows, inner.reshape(len(rows), -1)).view(t.shape)
-
-    def _entering(self, rows: Tensor) -> Tensor:
-        steps = torch.empty(rows.shape, dtype=torch.uint8)
-        if rows.dtype == torch.bfloat16:
-            _enter_halves(rows.view(torch.int16).numpy().view(np.uint16), self.per_step, steps.numpy())
-        else:
-            _enter_floats(rows.numpy(), self.per_step, steps.numpy())
-        return steps
 
 
 @functools.cache

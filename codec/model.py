@@ -8,7 +8,7 @@ here defines the networks and trains them; inference.py computes the same on fin
      | DCT 8x8    linear 16x16                       linear 16x16 --> + ----------------+
      v              \\  (DCT at the start)                ^            ^ inverse DCT 8x8
     192 at 1/8       \\                                   |           192 at 1/8
-     | 4 bottlenecks  +                                  |            | 2 bottlenecks
+     | 8 bottlenecks  +                                  |            | 5 bottlenecks
      v               /                                   |            |
     2x2, stride 2 --+--> y [B,320,H/16,W/16]             +--> DCT 8x8 of the linear picture
                          |                               |
@@ -31,8 +31,9 @@ rates. The scale index of each symbol comes from integer arithmetic alone (exact
 earlier passes' symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
 coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021;
 channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer networks for entropy models, Ballé et al.
-2019; linear skips are ours. Cost in use (inference.py): about 12 kMAC per pixel to encode, 6 to decode, of which the
-bottlenecks' 7.5 and 2. With `leak` 0 these can be computed in 8-bit integers (eightbit.py); no shipped model is so yet.
+2019; linear skips are ours. Cost in use (inference.py): about 20 kMAC per pixel to encode, 9 to decode, of which the
+bottlenecks' 15 and 5; with `leak` 0, as in codec-4, these are computed in 8-bit integers (eightbit.py) where the
+processor multiplies them natively. codec-2 and codec-3 have 4 and 2 bottlenecks, with leaky ReLUs.
 """
 
 import dataclasses
@@ -92,13 +93,13 @@ class Config:
     channels: int = 192
     latent: int = 320
     hyper: int = 96
-    encoder_blocks: int = 4
-    decoder_blocks: int = 2
+    encoder_blocks: int = 8
+    decoder_blocks: int = 5
     mean_channels: int = 128
     index_channels: int = 96
     groups: tuple[int, ...] = (24, 72, 224)
     decoder_inner: int = 64
-    leak: float = 0.1
+    leak: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -233,19 +234,19 @@ class Bottleneck(nn.Module):
     With `leak` 0 it has quantisation steps too, per channel, for what enters it (-128..127 steps) and for what its two
     ReLUs give (0..255 steps); zero until `measured`. `rounded` says whether it computes with 8-bit integers, that is to
     say as eightbit.py does: steps and weights rounded, sums exact. Gradients pass through the rounding; of the steps
-    they are those of Esser et al. 2020.
+    they are those of Esser et al. 2020. A `fine` one takes what enters as it is, and its first layer's weights too.
     """
 
-    def __init__(self, channels: int, inner: int = 0, leak: float = 0.0):
+    def __init__(self, channels: int, inner: int = 0, leak: float = 0.0, fine: bool = False):
         super().__init__()
-        inner, self.leak, self.rounded = inner or channels // 2, leak, False
+        inner, self.leak, self.rounded, self.fine = inner or channels // 2, leak, False, fine
         self.narrow = nn.Conv2d(channels, inner, 1)
         self.spatial = nn.Conv2d(inner, inner, 3, padding=1)
         self.widen = nn.Conv2d(inner, channels, 1)
         self.largest: list[Tensor] | None = None  # while measuring: magnitudes seen, per channel
         self.leaks = bool(leak)
         if not leak:
-            for name, count in (("entering", channels), ("narrowed", inner), ("filtered", inner)):
+            for name, count in (("entering", channels), ("narrowed", inner), ("filtered", inner))[int(fine) :]:
                 self.register_buffer(f"step_{name}", torch.zeros(count))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -263,29 +264,36 @@ class Bottleneck(nn.Module):
 
     @property
     def measured(self) -> bool:
-        return not self.leak and bool((self.step_entering > 0).all())
+        return bool(self.steps) and not self.leak and all(bool((step > 0).all()) for step in self.steps)
 
     @property
     def steps(self) -> list[Tensor]:
-        """Of what enters, of what `narrow` gives and of what `spatial` gives; none where it leaks."""
-        return [] if self.leaks else [self.step_entering, self.step_narrowed, self.step_filtered]
+        """Of what enters (but for a fine one), of what `narrow` gives and of what `spatial` gives; none where it
+        leaks."""
+        if self.leaks:
+            return []
+        return ([] if self.fine else [self.step_entering]) + [self.step_narrowed, self.step_filtered]
 
     @torch.no_grad()
     def set_steps(self) -> None:
         """Steps from `largest`: between one for all channels and one for each, which rounds least together with the
         weights that they go into (Xiao et al. 2023); a fifth of what is largest is clipped."""
-        for step, largest, most in zip(self.steps, self.largest, (127, 255, 255), strict=True):
+        rounded = zip(self.largest, (127, 255, 255), strict=True)
+        for step, (largest, most) in zip(reversed(self.steps), reversed(list(rounded)), strict=False):
             largest = largest.clamp_min(1e-3 * largest.max().item() + 1e-6)
             step.copy_(((0.8 / most) * (largest * largest.max()).sqrt()).clamp_min(1e-5).half())
         self.largest = None
 
     def eight_bit_layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(weights -127..127 [out,in,k,k], what one stands for [out], bias [out]) of the three convolutions, on steps
-        of what enters and giving steps, but for the last, which gives what is added."""
+        of what enters and giving steps, but for the last, which gives what is added. The first of a fine one has its
+        weights as they are."""
         layers = (self.narrow, self.spatial, self.widen)
-        steps = (self.step_entering, self.step_narrowed, self.step_filtered, torch.ones_like(self.step_entering))
+        steps = (*self.steps, torch.ones_like(self.widen.bias))
         found = []
-        for layer, given, wanted in zip(layers, steps, steps[1:], strict=False):
+        if self.fine:
+            found.append((self.narrow.weight.float(), 1 / self.step_narrowed, self.narrow.bias / self.step_narrowed))
+        for layer, given, wanted in zip(layers[len(found) :], steps[:-1], steps[1:], strict=True):
             weight = layer.weight.float() * given[:, None, None]
             unit = (weight.detach().abs().amax((1, 2, 3)) / 127).clamp_min(1e-12)
             found.append((round_through(weight / unit[:, None, None, None]), unit / wanted, layer.bias / wanted))
@@ -299,7 +307,9 @@ class Bottleneck(nn.Module):
 
         # bfloat16 would hold the integers, but round their sums.
         with torch.autocast(x.device.type, enabled=False):
-            t = round_through((x.float() / self.step_entering[:, None, None]).clamp(-128, 127))
+            t = x.float()
+            if not self.fine:
+                t = round_through((t / self.step_entering[:, None, None]).clamp(-128, 127))
             t = round_through(convolved(t, first, *of_first).clamp(0, 255))
             t = round_through(convolved(t, middle, *of_middle, 1).clamp(0, 255))
             return convolved(t, last, *of_last)
@@ -325,8 +335,9 @@ class Synthesis(nn.Module):
         self.enter = nn.Conv2d(192, c, 1)
         self.enter_gain = nn.Parameter(torch.zeros(KNOTS, c))
         self.middle_gain = nn.Parameter(torch.zeros(KNOTS, c))
+        # What enters the first spans too many magnitudes for 255 steps: half of what 8 bits cost was there.
         self.blocks = nn.ModuleList(
-            Bottleneck(c, config.decoder_inner, config.leak) for _ in range(config.decoder_blocks)
+            Bottleneck(c, config.decoder_inner, config.leak, fine=i == 0) for i in range(config.decoder_blocks)
         )
         self.leave = nn.Conv2d(c, 192, 1)
 

@@ -13,10 +13,10 @@ from codec.model import Bottleneck, native_int8
 needs_int8 = pytest.mark.skipif(not eightbit.works(torch.float32), reason="no such products on this processor")
 
 
-def made(channels: int = 48, inner: int = 20, seed: int = 1) -> tuple[Bottleneck, torch.Tensor]:
+def made(channels: int = 48, inner: int = 20, seed: int = 1, fine=False) -> tuple[Bottleneck, torch.Tensor]:
     """A block with steps measured on the input that comes with it."""
     torch.manual_seed(seed)
-    block, x = Bottleneck(channels, inner), torch.randn(2, channels, 13, 7)
+    block, x = Bottleneck(channels, inner, fine=fine), torch.randn(2, channels, 13, 7)
     block.largest = []
     with torch.no_grad():
         block(x)
@@ -26,31 +26,37 @@ def made(channels: int = 48, inner: int = 20, seed: int = 1) -> tuple[Bottleneck
 
 def test_steps_are_needed_and_rounding_is_small():
     assert not Bottleneck(8, 4).measured and not Bottleneck(8, 4, 0.1).measured
-    block, x = made()
-    assert block.measured and block.largest is None
-    with torch.no_grad():
-        plain = block(x) - x
-        block.rounded = True
-        rounded = block(x) - x
-    error = (rounded - plain).square().mean().sqrt() / plain.std()
-    assert 0 < error < 0.03
+    errors = []
+    for fine in (False, True):
+        block, x = made(fine=fine)
+        assert block.measured and block.largest is None and len(block.steps) == 3 - fine
+        with torch.no_grad():
+            plain = block(x) - x
+            block.rounded = True
+            rounded = block(x) - x
+        errors.append((rounded - plain).square().mean().sqrt() / plain.std())
+    assert 0 < errors[1] < 0.95 * errors[0] and errors[0] < 0.03
 
 
-def test_gradients_pass_through_rounding_and_stop_where_it_clips():
-    block, x = made()
+@pytest.mark.parametrize("fine", [False, True])
+def test_gradients_pass_through_rounding_and_stop_where_it_clips(fine):
+    block, x = made(fine=fine)
     block.rounded = True
     x[0, 0, 0, 0] = 1000.0
     x.requires_grad_()
+    for step in block.steps:
+        step.requires_grad_(True)
     (block(x) - x).square().sum().backward()
-    assert x.grad[0, 0, 0, 0] == 0 and (x.grad != 0).float().mean() > 0.9
-    assert all(part.grad is not None and part.grad.abs().sum() > 0 for part in block.parameters())
+    assert (x.grad[0, 0, 0, 0] == 0 or fine) and (x.grad != 0).float().mean() > 0.9
+    assert all(part.grad is not None and part.grad.abs().sum() > 0 for part in [*block.parameters(), *block.steps])
 
 
 @needs_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 9), (1, 40, 33)])
-def test_it_is_what_the_model_defines(dtype, shape):
-    block, _ = made()
+@pytest.mark.parametrize("fine", [False, True])
+def test_it_is_what_the_model_defines(dtype, shape, fine):
+    block, _ = made(fine=fine)
     block.rounded = True
     t = torch.randn(*shape, 48).to(dtype)
     with torch.inference_mode():

@@ -182,7 +182,7 @@ def test_a_finish_alone_trains_what_follows_the_symbols_and_the_steps(folder, tm
     old, new = load_model(tmp_path / "start.safetensors").state_dict(), load_model(path).state_dict()
     changed = {name for name, value in new.items() if not torch.equal(value, old[name])}
     block = "synthesis_network.blocks.0."
-    assert {block + "step_entering", block + "step_narrowed", block + "narrow.weight", "linear_synthesis"} <= changed
+    assert {block + "step_filtered", block + "step_narrowed", block + "narrow.weight", "linear_synthesis"} <= changed
     assert not [
         name for name in changed if name.startswith(("analysis", "hyper", "means", "linear_analysis", "log_gain"))
     ]
