@@ -8,7 +8,7 @@ rounding follows the rate-distortion thresholds of use; in the last tenth the en
 symbols learns from real ones, the bottlenecks in 8 bits (with `--finish 1` that is all that is done to a start).
 
 Pictures that splits.py holds out are never seen. Sizes are options; a smaller model may start from a larger one's
-blocks. What was tried and what should come next, with figures: weights/codec-2.md and codec-3.md.
+blocks. What was tried and what should come next, with figures: weights/codec-2.md to codec-4.md.
 """
 
 import argparse

@@ -116,7 +116,8 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
         exact.exact_conv2d = doubled
     if way.get("whole"):
         windows.Window.grown = lambda self, halo: windows.Window(0, self.grid[0], 0, self.grid[1], self.grid)
-    counts = {"indices": 0, "symbols": 0}
+    counts: dict = {}
+    sizes: list[tuple[int, int]] = []  # appended to by several threads at once
     digest = hashlib.sha256()
     read = coder.entropy.Decoder.read
     seen = {}
@@ -130,8 +131,7 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
         own = seen.setdefault(id(decoder), [decoder, hashlib.sha256()])[1]
         own.update(np.ascontiguousarray(index).tobytes())
         own.update(np.ascontiguousarray(value).tobytes())
-        counts["indices"] += index.size
-        counts["symbols"] += int(np.count_nonzero(index))
+        sizes.append((index.size, int(np.count_nonzero(index))))
 
     coder.entropy.Decoder.read = watching
     pixels = []
@@ -144,6 +144,7 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
             for own in sorted(entry[1].hexdigest() for entry in seen.values()):
                 counts.setdefault("streams", []).append(own)
     coder.entropy.Decoder.read = read
+    counts["indices"], counts["symbols"] = (sum(parts) for parts in zip(*sizes, strict=True))
     for own in sorted(counts.pop("streams")):
         digest.update(own.encode())
     return {**counts, "digest": digest.hexdigest(), "pixels": pixels}
