@@ -105,8 +105,9 @@ class _FineProduct:
     """A fine block's first layer: a 1x1 convolution in the type of what enters, whose result becomes bytes."""
 
     def __init__(self, block: Bottleneck):
-        weight, bias = block.narrow.weight.flatten(1), block.narrow.bias
-        self.layers = {dtype: (weight.to(dtype), bias.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+        layer = block.narrow.weight.detach().flatten(1), block.narrow.bias.detach()
+        types = torch.float32, torch.bfloat16
+        self.layers = {dtype: [part.to(dtype, copy=True) for part in layer] for dtype in types}
         self.per_step = (1.0 / block.step_narrowed.float()).numpy()
 
     def __call__(self, rows: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Optimiser:
         device = parameters[0].device
         self.on_gpu = device.type == "cuda"
         self.adam = torch.optim.Adam(groups, lr=self._number(rate, device), betas=betas, capturable=self.on_gpu)
-        self.momenta = [torch.zeros_like(_matrix(p.detach())) for p in self.kernels]
+        self.momenta = [torch.zeros_like(p.detach()) for p in self.kernels]
         self.rate = self._number(rate, device)
         for group in self.adam.param_groups:
             group["lr"] = self._number(rate, device)
@@ -90,7 +90,8 @@ class Optimiser:
         for kernel, momentum in zip(self.kernels, self.momenta, strict=True):
             if kernel.grad is not None:
                 gradient = kernel.grad if kernel.is_contiguous() else kernel.grad.permute(0, 2, 3, 1)
-                alike.setdefault(momentum.shape, []).append((_matrix(kernel), gradient.flatten(1), momentum))
+                of_kernel = _matrix(kernel), gradient.flatten(1), _matrix(momentum)
+                alike.setdefault(of_kernel[0].shape, []).append(of_kernel)
         for (rows, columns), members in alike.items():
             kernels, gradients, momenta = map(list, zip(*members, strict=True))
             torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
@@ -102,20 +103,22 @@ class Optimiser:
         return {"adam": self.adam.state_dict(), "momenta": self.momenta}
 
     def load_state_dict(self, state: dict) -> None:
-        """Of a training on any device."""
+        """Of a training on any device. Raises ValueError for one whose kernels were others."""
+        if len(state.get("momenta", ())) != len(self.momenta):
+            raise ValueError("the checkpoint's optimiser is of another network or an older version: start from weights")
         own = [(group["lr"], group["capturable"]) for group in self.adam.param_groups]
         self.adam.load_state_dict(state["adam"])
         for group, (rate, capturable) in zip(self.adam.param_groups, own, strict=True):
             group["lr"], group["capturable"] = rate, capturable
         for parameter, moments in self.adam.state.items():
             moments["step"] = moments["step"].to(parameter.device if self.on_gpu else "cpu")
-        for momentum, saved in zip(self.momenta, state.get("momenta", ()), strict=False):
+        for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
             momentum.copy_(saved)
 
 
 def clipped(parameters, limit: float | Tensor) -> Tensor:
     """Scales the gradients down to a norm of `limit` and returns the norm that they had; gradients whose norm is not
-    finite become zero. Nothing waits for a GPU."""
+    finite become zero, and a step then follows what the optimiser remembers. Nothing waits for a GPU."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)

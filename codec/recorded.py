@@ -37,10 +37,13 @@ class Recorded:
             self.runs += 1
             return self._aside(*tensors)
         if self.graph is None:
+            stream = torch.cuda.current_stream()
             try:
                 self._record(*tensors)
             except RuntimeError as error:
-                self.works, self.graph = False, None
+                torch.cuda.synchronize()
+                torch.cuda.set_stream(stream)  # a recording that broke off leaves its own behind
+                self.works, self.graph, self.given = False, None, []
                 self.say(f"the step cannot be recorded and runs as it is: {error}")
                 return self.function(*tensors)
         torch._foreach_copy_(self.given, list(tensors))

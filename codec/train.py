@@ -298,7 +298,10 @@ def train(
     def save(path: Path) -> None:
         spent = past + time.monotonic() - started
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
-        torch.save({**state, "step": step, "seconds": spent, "leak": model.blocks[0].leak}, path.with_suffix(".tmp"))
+        torch.save(
+            {**state, "step": step, "seconds": spent, "leak": model.blocks[0].leak if model.blocks else 0},
+            path.with_suffix(".tmp"),
+        )
         path.with_suffix(".tmp").rename(path)
 
     def save_average(path: Path) -> None:
@@ -323,7 +326,7 @@ def train(
         loss = ((bpp + weight * error) / weight.sqrt()).mean() * 0.1
         optimiser.zero_grad()
         loss.backward()
-        norm = clipped(model.parameters(), 1.0)
+        norm = clipped([*model.parameters(), *steps], 1.0)
         optimiser.step()
         model.indices.limit()
         if finishing and steps:
@@ -331,10 +334,11 @@ def train(
                 torch._foreach_clamp_min_(steps, 1e-5)
         lost = (~torch.isfinite(norm)).float()
         figures = torch.stack([loss, bpp.mean(), z_bits.mean() / size**2, error.log10().mean(), lost])
-        return figures.detach(), norm.detach()
+        return torch.nan_to_num(figures.detach()), norm.detach()
 
     recorded = Recorded(step_on, say)
     current = model.state_dict()  # the parameters themselves
+    decay = max(decay, finish)
     started = saved_at = time.monotonic()
     budget, first = minutes * 60.0, step
     sums = torch.zeros(5, device=device)
@@ -363,7 +367,7 @@ def train(
             if finishing and not finished:
                 finished = True
                 model.load_state_dict(average)
-                if not config.leak and not model.has_eight_bits:
+                if not config.leak and (finish < 1 or not model.has_eight_bits):
                     measure_steps(model, pictures, size=size)
                     average |= {name: value.clone() for name, value in model.state_dict().items() if "step_" in name}
                 model.round_blocks(model.has_eight_bits)
@@ -402,7 +406,7 @@ def train(
                 saved_at = time.monotonic()
                 save(out / "state.pt")
                 save_average(out / "latest.safetensors")
-    save(out / "state.pt")  # an export that fails loses nothing
+    save(out / "state.pt")  # what an export that fails can be repeated from
     path = out / "codec.safetensors"
     identity = export(average, config, pictures, path, device, 256, steps=str(step), seed=str(seed))
     say(f"wrote {path}, model {identity}, {step} steps")

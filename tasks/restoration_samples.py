@@ -274,8 +274,9 @@ class DecodedPatches(torch.utils.data.IterableDataset):
 
 
 class DecodedCrops:
-    """The same batches as DecodedPatches gives, made where the training runs, for GPUs: every batch is cut
-    (codec/crops.py) and coded anew, all its samples at levels of their own. `codec` is moved to `device`."""
+    """Batches of the same kind as those of DecodedPatches, made where the training runs, for GPUs: every batch is cut
+    (codec/crops.py) and coded anew, all its samples at levels of their own and each as a picture, so that its sides are
+    a picture's edges. `codec` is moved to `device`."""
 
     PAGES = 256  # rendered pages that samples are cut from
 

@@ -97,9 +97,9 @@ def train(
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the rate starts to
     fall. `start`: a weights file whose tensors are taken over where name and shape agree (merged kernels become the
     3x3 branch), and its sizes unless `config` names others; with `resume` those of the checkpoint. `loaders`: processes
-    that make batches (0: this one, right for one CPU thread). `codec`: the model whose pictures a post-filter learns to
-    mend. The .pt files are this function's own; it loads them with weights_only. Raises FileNotFoundError without
-    pictures, ValueError for arguments and files that do not go together.
+    that make batches (0: this one, right for one CPU thread; on a GPU a post-filter's are made there). `codec`: the
+    model whose pictures a post-filter learns to mend. The .pt files are this function's own; it loads them with
+    weights_only. Raises FileNotFoundError without pictures, ValueError for arguments and files that do not go together.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -271,15 +271,16 @@ class Tally:
         self.samples.append((error.clone(), torch.full_like(error, -1) if kind is None else kind))
 
     def means(self) -> dict[str, float]:
+        """Over what is finite; `lost`: steps, if any, whose gradient was not and was not followed."""
         losses, norms = (torch.stack(values) for values in zip(*self.steps, strict=True))
         error, kind = (torch.cat(values).cpu() for values in zip(*self.samples, strict=True))
         decibels = -10 * error.clamp_min(1e-9).log10()
         names = {-1: "psnr", 2: "psnr_camera", 0: "psnr_gaussian", 1: "psnr_poisson"}
-        figures = {name: decibels[kind == k].mean().item() for k, name in names.items() if (kind == k).any()}
-        return {
-            "loss": round(losses.mean().item(), 5), "norm": round(norms.mean().item(), 4),
-            **{name: round(value, 3) for name, value in figures.items()},
-        }  # fmt: skip
+        figures = {name: decibels[(kind == k) & decibels.isfinite()] for k, name in names.items()}
+        figures |= {"loss": losses[losses.isfinite()], "norm": norms[norms.isfinite()]}
+        lost = int((~norms.isfinite()).sum())
+        means = {name: round(values.mean().item(), 5) for name, values in figures.items() if len(values)}
+        return means | ({"lost": lost} if lost else {})
 
 
 def take_over(network: torch.nn.Module, path: Path) -> int:

@@ -119,5 +119,11 @@ def test_states_are_kept():
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     assert all(momentum.any() for momentum in again.momenta)
+    other = network().to(memory_format=torch.channels_last)  # as on a GPU: the same kernels in another layout
+    elsewhere = Optimiser(other.parameters(), 0.01)
+    elsewhere.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(elsewhere.momenta, optimiser.momenta, strict=True))
+    with pytest.raises(ValueError, match="of another network or an older version"):
+        again.load_state_dict({"adam": optimiser.state_dict()["adam"]})
     with pytest.raises(ValueError, match="choose muon or adam"):
         Optimiser(first.parameters(), 0.01, kind="sgd")

@@ -190,6 +190,21 @@ def test_a_finish_alone_trains_what_follows_the_symbols_and_the_steps(folder, tm
     assert steps.min() > 0
 
 
+def test_steps_are_measured_anew_where_more_than_the_finish_was_trained(folder, tmp_path):
+    model = NightCodec(SMALL)
+    measure_steps(model, load_pictures([folder], 64), crops=4, size=64)
+    for block in model.blocks:
+        block.step_narrowed.mul_(3.0)
+    save_model(model, tmp_path / "start.safetensors")
+    path = train(
+        [folder], tmp_path / "out", minutes=0.1, batch_size=2, size=64, decay=0.1, finish=0.5, say=lambda line: None,
+        start=tmp_path / "start.safetensors",
+    )  # fmt: skip
+    name = "analysis_network.blocks.0.step_narrowed"
+    old, new = (load_model(p).state_dict()[name] for p in (tmp_path / "start.safetensors", path))
+    assert new.mean() < 0.6 * old.mean()
+
+
 def test_a_latent_in_groups_starts_from_one_in_the_order_of_colours(tmp_path):
     old = NightCodec(dataclasses.replace(SMALL, groups=()))
     with torch.no_grad():

@@ -465,6 +465,13 @@ def test_training_lowers_the_loss(folder, tmp_path):
     assert {"psnr_gaussian", "psnr_camera", "rate", "seconds", "step"} <= set(lines[0])
 
 
+def test_the_log_counts_steps_that_were_lost():
+    tally = training.Tally()
+    for loss, norm in ((1.0, 2.0), (float("nan"), float("inf")), (3.0, 4.0)):
+        tally.add(torch.tensor(loss), torch.full((2,), 0.01 * loss), None, torch.tensor(norm))
+    assert tally.means() == {"psnr": pytest.approx(17.614, abs=0.01), "loss": 2.0, "norm": 3.0, "lost": 1}
+
+
 def test_rendered_pages_lie_among_the_photographs(folder):
     pictures = training.load_pictures([folder], 32)
     plain, more = (restoration_samples.ReducedPatches(pictures, 4, 16, 1, 2, (1.0,), pages) for pages in (0, 3))
