@@ -278,8 +278,8 @@ class Bottleneck(nn.Module):
     def set_steps(self) -> None:
         """Steps from `largest`: between one for all channels and one for each, which rounds least together with the
         weights that they go into (Xiao et al. 2023); a fifth of what is largest is clipped."""
-        rounded = zip(self.largest, (127, 255, 255), strict=True)
-        for step, (largest, most) in zip(reversed(self.steps), reversed(list(rounded)), strict=False):
+        first = int(self.fine)
+        for step, largest, most in zip(self.steps, self.largest[first:], (127, 255, 255)[first:], strict=True):
             largest = largest.clamp_min(1e-3 * largest.max().item() + 1e-6)
             step.copy_(((0.8 / most) * (largest * largest.max()).sqrt()).clamp_min(1e-5).half())
         self.largest = None

@@ -1,7 +1,8 @@
 """A training's step, recorded once as a CUDA graph and replayed.
 
-The networks here are small: on a GPU most of a step passes while Python starts kernels one by one. A graph starts them
-all at once (three to five times as many steps a second on an H200). Needs torch alone, as train.py does.
+The networks here are small: on a GPU much of a step passes while Python starts kernels one by one. A graph starts them
+all at once (on an H200, beside another training, the denoiser's step took 17 ms instead of 26). Needs torch alone, as
+train.py does.
 """
 
 from collections.abc import Callable, Hashable
