@@ -194,15 +194,15 @@ def test_steps_are_measured_anew_where_more_than_the_finish_was_trained(folder, 
     model = NightCodec(SMALL)
     measure_steps(model, load_pictures([folder], 64), crops=4, size=64)
     for block in model.blocks:
-        block.step_narrowed.mul_(3.0)
+        block.step_narrowed.mul_(30.0)
     save_model(model, tmp_path / "start.safetensors")
     path = train(
-        [folder], tmp_path / "out", minutes=0.1, batch_size=2, size=64, decay=0.1, finish=0.5, say=lambda line: None,
-        start=tmp_path / "start.safetensors",
+        [folder], tmp_path / "out", minutes=0.1, batch_size=2, size=64, rate=1e-9, decay=0.1, finish=0.5,
+        start=tmp_path / "start.safetensors", say=lambda line: None,
     )  # fmt: skip
     name = "analysis_network.blocks.0.step_narrowed"
     old, new = (load_model(p).state_dict()[name] for p in (tmp_path / "start.safetensors", path))
-    assert new.mean() < 0.6 * old.mean()
+    assert new.mean() < 0.2 * old.mean()  # 30 times too large; at that rate training moves nothing
 
 
 def test_a_latent_in_groups_starts_from_one_in_the_order_of_colours(tmp_path):
