@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec import eightbit
+from codec import eightbit, lapping
 from codec.indices import indices_of
-from codec.loops import asinh, limited
+from codec.loops import asinh, limited, summed
 from codec.model import FEATURE_SCALE, NightCodec, at_level
 from codec.packed import around, at_taps, shuffle4, taps_of
 from codec.winograd import Convolution3x3
@@ -220,6 +220,7 @@ class Inference:
         # Where the latent has groups, its first one holds what is large; else all is kept in full precision: in
         # bfloat16 weights that add pixels to differences no longer cancel quite.
         large = model.config.groups[0] if model.config.groups else 0
+        self.laps = (model.lap_analysis, model.lap_synthesis) if model.config.lapped else None
         analysis = model.analysis_network
         self.linear_analysis = _LinearAnalysis(model.linear_analysis[:, order], dtype, large)
         enter = analysis.enter.weight.flatten(1) @ of_unit
@@ -257,9 +258,11 @@ class Inference:
     # -- transforms
 
     def analysis(self, pixels: Tensor, inner: tuple[slice, slice] = (slice(None), slice(None))) -> Tensor:
-        """float32 [B,h,w,768], pixels of each cell less 127.5 in the order of `_quarters` -> y of the rows and columns
-        `inner` of these, [B,..,..,latent]."""
+        """float32 [B,h,w,768], pixels of each cell less 127.5 in the order of `_quarters` (may be overwritten) -> y of
+        the rows and columns `inner` of these, [B,..,..,latent]."""
         batch, height, width, _ = pixels.shape
+        if self.laps:
+            pixels = lapping.lap_cells(pixels, self.laps[0])
         parts = self.enter(pixels.view(batch, height, 4 * width, 192))
         t = parts.reshape(batch, height, width, 2, 2, -1).transpose(2, 3).to(self.dtype)
         t = t.reshape(batch, 2 * height, 2 * width, -1)
@@ -272,7 +275,7 @@ class Inference:
         """y_hat float32 [B,h,w,latent] -> the linear picture less 127.5 [B,h,w,768] in the order of `_quarters`; what
         to add to it in each block of 64 of these, float32 [B,h,w,12] or None; and what to add per block of 8x8
         (colour, row, column), [B,2h,2w,192]. The last is in the model's precision, and the first where the
-        latent has groups; else it is float32."""
+        latent has groups; else it is float32. Of a lapped model it is `unlapped` that gives the pixels."""
         coarse = y_hat.to(self.dtype)
         network = self.model.synthesis_network
         enter, middle = (
@@ -282,6 +285,17 @@ class Inference:
         t = _to_halves(self.again(coarse), enter)
         t = self.decoder[1](self.decoder[0](t).mul_(middle))
         return *self.linear_synthesis(y_hat, coarse), self.back(t)
+
+    def unlapped(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:
+        """Of a lapped model: the sum of what `synthesis` gives, filtered across the borders of cells, float32
+        [B,h,w,768] in the order of `_quarters`, on the CPU."""
+        if linear.is_cuda or means is None or linear.dtype != torch.bfloat16:
+            sums = linear.float() + _to_cells(added)
+            if means is not None:
+                sums += means.repeat_interleave(64, -1)
+        else:
+            sums = summed(linear, means, added)
+        return lapping.lap_cells(sums, self.laps[1]).cpu()
 
     def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:
         """y in quantisation steps [B,h,w,latent] -> unrounded z [B,ceil(h/4),ceil(w/4),hyper]."""

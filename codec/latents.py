@@ -104,6 +104,15 @@ def _gather_halves(linear, means, added, top, left, pixels, grey):
 
 
 @numba.njit(cache=True, nogil=True)
+def _gather_cells(cells, top, left, pixels, grey):
+    """As _gather from float32 cells [h,w,768] that hold the sums already."""
+    for upper in range(0, pixels.shape[0], 8):
+        for first in range(0, pixels.shape[1], 8):
+            part = 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
+            _paint(cells[top + upper // 16, left + first // 16, part : part + 192], upper, first, pixels, grey)
+
+
+@numba.njit(cache=True, nogil=True)
 def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
     """A later group's pass in one go, as NightCodec.round has it: y, mean, index [h,w,C], gain [C] -> symbols, indices
     [C,h,w] and values [h,w,C] in place."""
@@ -480,7 +489,9 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
         outer = window.grown(model.synthesis_halo)
         y_hat = latents.values.window(*outer.box) * gain
         linear, means, added = inference_of(model).synthesis(y_hat, latents.levels)
-        if means is not None and not means.is_cuda:
+        if model.config.lapped:
+            gather, parts = _gather_cells, [inference_of(model).unlapped(linear, means, added).numpy()]
+        elif means is not None and not means.is_cuda:
             gather = _gather_halves
             linear, added = (part.view(torch.int16).numpy().view(np.uint16) for part in (linear, added))
             parts = linear, means.numpy(), added

@@ -50,6 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codec import lapping
 from codec.exact import ACTIVATION_MAX, ACTIVATION_STEPS, ExactConv2d, quantise_activation, round_through
 
 LEVELS = 1000  # highest level; quality = level / 10
@@ -88,6 +89,8 @@ class Config:
     groups: channels of the latent per group, lowest frequencies first, of which the first is coded in two checkerboard
     passes and each other one in one pass. Empty as in files that do not name it: one group in the order of colours,
     whose magnitudes are seen up to 15.
+    lapped: whether pixels are filtered across the borders of 16x16 blocks (lapping.py); not in files that do not name
+    it.
     """
 
     channels: int = 192
@@ -100,6 +103,7 @@ class Config:
     groups: tuple[int, ...] = (24, 72, 224)
     decoder_inner: int = 64
     leak: float = 0.0
+    lapped: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -129,7 +133,7 @@ class Config:
     @classmethod
     def of_json(cls, text: str) -> "Config":
         """What a model file says of its sizes. Raises TypeError or ValueError where that makes no sense."""
-        return cls(**{"groups": (), "decoder_inner": 0, "leak": 0.1, **json.loads(text)})
+        return cls(**{"groups": (), "decoder_inner": 0, "leak": 0.1, "lapped": False, **json.loads(text)})
 
 
 def bin_scales() -> np.ndarray:
@@ -448,11 +452,14 @@ class NightCodec(nn.Module):
         super().__init__()
         self.config = config = config or Config()
         # A bottleneck looks 8 pixels around, half a cell.
-        self.synthesis_halo = -(-config.decoder_blocks // 2)  # latent cells around a tile that its pixels depend on
-        self.analysis_halo = 16 * -(-config.encoder_blocks // 2)  # pixels around a tile that its latent depends on
+        lap = int(config.lapped)
+        self.synthesis_halo = -(-config.decoder_blocks // 2) + lap  # latent cells around a tile that its pixels need
+        self.analysis_halo = 16 * (-(-config.encoder_blocks // 2) + lap)  # pixels around a tile that its latent needs
         dct = opponent_dct(channel_counts(config.latent), 16)[config.order]
         self.linear_analysis = nn.Parameter(dct.clone())  # [latent, 768]
         self.linear_synthesis = nn.Parameter(dct.t().clone())  # [768, latent]
+        if config.lapped:
+            self.lap_analysis, self.lap_synthesis = map(nn.Parameter, lapping.initial())  # [8,8] each
         self.analysis_network = Analysis(config)
         self.synthesis_network = Synthesis(config)
         self.hyper_enter = nn.Conv2d(config.latent, 128, 1)
@@ -567,6 +574,8 @@ class NightCodec(nn.Module):
     def analysis(self, x: Tensor) -> Tensor:
         """x float32 [B,3,H,W] in 0..1, H and W multiples of 16 -> y float32 [B,latent,H/16,W/16]."""
         x = x - 0.5
+        if self.config.lapped:
+            x = lapping.lapped(x, self.lap_analysis)
         network = self.analysis_network
         linear = of_blocks(x, self.linear_analysis * 255.0)
         coefficients = self.coefficients(x)
@@ -592,7 +601,10 @@ class NightCodec(nn.Module):
             back = (FEATURE_SCALE / 255.0) * self.dct.flatten(1).t()  # one linear layer with leave
             weight = back @ network.leave.weight.flatten(1)
             t = to_blocks(t, weight, back @ network.leave.bias)
-        return linear + t.float() + 0.5
+        x = linear + t.float()
+        if self.config.lapped:
+            x = lapping.lapped(x, self.lap_synthesis)
+        return x + 0.5
 
     def scale(self, y: Tensor, level: int | Tensor) -> Tensor:
         """y in units of the level's quantisation step."""
@@ -794,7 +806,8 @@ class NightCodec(nn.Module):
     def finishing_parameters(self) -> list[nn.Parameter]:
         """What finishing_pass trains: all that follows the symbols and is not a mean."""
         networks = (self.synthesis_network, self.indices)
-        return [self.linear_synthesis, self.log_inverse_gain, *(p for n in networks for p in n.parameters())]
+        lap = [self.lap_synthesis] if self.config.lapped else []
+        return [self.linear_synthesis, self.log_inverse_gain, *lap, *(p for n in networks for p in n.parameters())]
 
     def decoder_steps(self) -> list[Tensor]:
         """The decoder's quantisation steps, which a finishing pass in 8 bits trains too."""

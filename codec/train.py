@@ -267,7 +267,8 @@ def train(
         say(f"{len(tensors)} of {len(model.state_dict())} tensors from {start}")
     # Biases that move as fast as kernels push bottlenecks' units below zero for good.
     biases = [part.bias for block in model.blocks for part in (block.narrow, block.spatial)]
-    slow = [model.linear_analysis, model.linear_synthesis, *biases]
+    laps = [model.lap_analysis, model.lap_synthesis] if config.lapped else []
+    slow = [model.linear_analysis, model.linear_synthesis, *laps, *biases]
     steps = model.decoder_steps()
     optimiser = Optimiser([*model.parameters(), *steps], rate, [*slow, *steps], optimiser_kind)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -431,8 +432,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     sizes = parser.add_argument_group("sizes of the networks; those of a training that is resumed must be given again")
     for field in dataclasses.fields(Config):
-        several = {"nargs": "*"} if field.name == "groups" else {}
         option = f"--{field.name.replace('_', '-')}"
+        if field.name == "lapped":
+            sizes.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
+            continue
+        several = {"nargs": "*"} if field.name == "groups" else {}
         kind = float if field.name == "leak" else int
         sizes.add_argument(option, type=kind, default=field.default, metavar="N", **several)
     a = parser.parse_args(arguments)

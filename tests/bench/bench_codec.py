@@ -113,6 +113,8 @@ def stopwatches(model, spent: dict):
         (latents, "_cells_of"): "pixels",
         (latents, "_gather"): "pixels",
         (latents, "_gather_halves"): "pixels",
+        (latents, "_gather_cells"): "pixels",
+        (Inference, "unlapped"): "pixels",
         (latents, "_settle"): "hyper and quantise",
         (entropy, "encode"): "entropy encode",
         (entropy, "checksum"): "checksum",

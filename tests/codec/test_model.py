@@ -1,5 +1,6 @@
 """The networks: what coder.py relies on (symbols, exact indices, halos) and the model file."""
 
+import dataclasses
 import json
 import struct
 
@@ -30,6 +31,7 @@ SIZES = dict(
     decoder_inner=0,
 )  # fmt: skip
 SMALL, COLOURS = Config(**SIZES, groups=(6, 10, 24)), Config(**SIZES, groups=())
+LAPPED = dataclasses.replace(SMALL, lapped=True)
 
 
 def shaken(config: Config = SMALL, seed: int = 3) -> NightCodec:
@@ -47,7 +49,7 @@ def shaken(config: Config = SMALL, seed: int = 3) -> NightCodec:
     return model.eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[SMALL, COLOURS], ids=["groups", "one group"])
+@pytest.fixture(scope="module", params=[SMALL, COLOURS, LAPPED], ids=["groups", "one group", "lapped"])
 def model(request) -> NightCodec:
     return shaken(request.param)
 
