@@ -19,7 +19,7 @@ from torch import Tensor
 
 from codec import eightbit, lapping
 from codec.indices import indices_of
-from codec.loops import asinh, limited, summed
+from codec.loops import asinh, limited
 from codec.model import FEATURE_SCALE, NightCodec, at_level
 from codec.packed import around, at_taps, shuffle4, taps_of
 from codec.winograd import Convolution3x3
@@ -289,12 +289,9 @@ class Inference:
     def unlapped(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:
         """Of a lapped model: the sum of what `synthesis` gives, filtered across the borders of cells, float32
         [B,h,w,768] in the order of `_quarters`, on the CPU."""
-        if linear.is_cuda or means is None or linear.dtype != torch.bfloat16:
-            sums = linear.float() + _to_cells(added)
-            if means is not None:
-                sums += means.repeat_interleave(64, -1)
-        else:
-            sums = summed(linear, means, added)
+        sums = linear.float() + _to_cells(added)
+        if means is not None:
+            sums += means.repeat_interleave(64, -1)
         return lapping.lap_cells(sums, self.laps[1]).cpu()
 
     def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def lap_cells(cells: Tensor, v: Tensor) -> Tensor:
     if cells.is_cuda:
         return _on_device(cells, filter_of(v))
     for item in cells:
-        _lap(item.numpy(), v.contiguous().numpy())
+        _lap(item.numpy(), v.detach().numpy())
     return cells
 
 
@@ -96,46 +96,66 @@ def _times(v, differences, products):
 
 
 @numba.njit(cache=True, nogil=True)
+def new_scratch():
+    """What the two functions below work in."""
+    return np.empty((3, 8, ACROSS), np.float32)
+
+
+@numba.njit(cache=True, nogil=True)
+def lap_row(row, v, scratch):
+    """Across the borders within a row of cells, float32 [w,768] in place."""
+    sums, differences, products = scratch
+    half = np.float32(0.5)
+    for k in range(row.shape[0] - 1):
+        for block in range(6):  # row of parts, colour
+            at = 384 * (block // 3) + 64 * (block % 3)
+            left, right = row[k, at + 192 : at + 256], row[k + 1, at : at + 64]
+            for y in range(8):
+                for x in range(8):
+                    a, b = half * left[8 * y + x], half * right[8 * y + 7 - x]
+                    sums[x, 8 * block + y] = a + b
+                    differences[7 - x, 8 * block + y] = a - b
+        _times(v, differences, products)
+        for block in range(6):
+            at = 384 * (block // 3) + 64 * (block % 3)
+            left, right = row[k, at + 192 : at + 256], row[k + 1, at : at + 64]
+            for y in range(8):
+                for x in range(8):
+                    a, b = sums[x, 8 * block + y], products[7 - x, 8 * block + y]
+                    left[8 * y + x] = a + b
+                    right[8 * y + 7 - x] = a - b
+
+
+@numba.njit(cache=True, nogil=True)
+def lap_rows(upper, lower, v, scratch):
+    """Across the border between two rows of cells, float32 [w,768] each, in place."""
+    sums, differences, products = scratch
+    half = np.float32(0.5)
+    for k in range(upper.shape[0]):
+        for block in range(6):  # column of parts, colour
+            at = 192 * (block // 3) + 64 * (block % 3)
+            above, below = upper[k, at + 384 : at + 448], lower[k, at : at + 64]
+            for y in range(8):
+                for x in range(8):
+                    a, b = half * above[8 * y + x], half * below[56 - 8 * y + x]
+                    sums[y, 8 * block + x] = a + b
+                    differences[7 - y, 8 * block + x] = a - b
+        _times(v, differences, products)
+        for block in range(6):
+            at = 192 * (block // 3) + 64 * (block % 3)
+            above, below = upper[k, at + 384 : at + 448], lower[k, at : at + 64]
+            for y in range(8):
+                for x in range(8):
+                    a, b = sums[y, 8 * block + x], products[7 - y, 8 * block + x]
+                    above[8 * y + x] = a + b
+                    below[56 - 8 * y + x] = a - b
+
+
+@numba.njit(cache=True, nogil=True)
 def _lap(cells, v):
     """float32 [h,w,768] in place; v [8,8]."""
-    height, width = cells.shape[:2]
-    half = np.float32(0.5)
-    sums, differences = np.empty((8, ACROSS), np.float32), np.empty((8, ACROSS), np.float32)
-    products = np.empty((8, ACROSS), np.float32)
-    for r in range(height):
-        for k in range(width - 1):
-            for block in range(6):  # row of parts, colour
-                at = 384 * (block // 3) + 64 * (block % 3)
-                left, right = cells[r, k, at + 192 : at + 256], cells[r, k + 1, at : at + 64]
-                for y in range(8):
-                    for x in range(8):
-                        a, b = half * left[8 * y + x], half * right[8 * y + 7 - x]
-                        sums[x, 8 * block + y] = a + b
-                        differences[7 - x, 8 * block + y] = a - b
-            _times(v, differences, products)
-            for block in range(6):
-                at = 384 * (block // 3) + 64 * (block % 3)
-                left, right = cells[r, k, at + 192 : at + 256], cells[r, k + 1, at : at + 64]
-                for y in range(8):
-                    for x in range(8):
-                        a, b = sums[x, 8 * block + y], products[7 - x, 8 * block + y]
-                        left[8 * y + x] = a + b
-                        right[8 * y + 7 - x] = a - b
-        for k in range(width if r else 0):
-            for block in range(6):  # column of parts, colour
-                at = 192 * (block // 3) + 64 * (block % 3)
-                above, below = cells[r - 1, k, at + 384 : at + 448], cells[r, k, at : at + 64]
-                for y in range(8):
-                    for x in range(8):
-                        a, b = half * above[8 * y + x], half * below[56 - 8 * y + x]
-                        sums[y, 8 * block + x] = a + b
-                        differences[7 - y, 8 * block + x] = a - b
-            _times(v, differences, products)
-            for block in range(6):
-                at = 192 * (block // 3) + 64 * (block % 3)
-                above, below = cells[r - 1, k, at + 384 : at + 448], cells[r, k, at : at + 64]
-                for y in range(8):
-                    for x in range(8):
-                        a, b = sums[y, 8 * block + x], products[7 - y, 8 * block + x]
-                        above[8 * y + x] = a + b
-                        below[56 - 8 * y + x] = a - b
+    scratch = new_scratch()
+    for r in range(cells.shape[0]):
+        lap_row(cells[r], v, scratch)
+        if r:
+            lap_rows(cells[r - 1], cells[r], v, scratch)

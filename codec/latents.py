@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from codec import lapping
 from codec.inference import Inference, inference_of
 from codec.model import STEP, Z_MAX, NightCodec, at_level, lambda_of
 from codec.packed import EVEN, ODD, pack, unpack
@@ -82,34 +83,70 @@ def _gather(linear, added, top, left, pixels, grey):
             _paint(sums, upper, first, pixels, grey)
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _add_halves(linear, means, added, part, bits, sums):
+    """A part's sums float32 [192] from its cell's linear picture [768], means [12] and what is added to it [192]. bits:
+    uint32 [384] to work in."""
+    values, base = bits.view(np.float32), linear[192 * part : 192 * part + 192]
+    for i in range(192):
+        bits[i] = np.uint32(base[i]) << np.uint32(16)
+        bits[192 + i] = np.uint32(added[i]) << np.uint32(16)
+    for colour in range(3):
+        mean = means[3 * part + colour]
+        for i in range(64 * colour, 64 * colour + 64):
+            sums[i] = values[i] + values[192 + i] + mean
+
+
 @numba.njit(cache=True, nogil=True)
 def _gather_halves(linear, means, added, top, left, pixels, grey):
     """As _gather, where the linear picture and `added` are bfloat16, given as uint16: the upper halves of float32; and
     means float32 [h,w,12] of the linear picture's blocks are apart."""
-    sums = np.empty(192, np.float32)
-    bits = np.empty(384, np.uint32)
-    values = bits.view(np.float32)
+    sums, bits = np.empty(192, np.float32), np.empty(384, np.uint32)
     for upper in range(0, pixels.shape[0], 8):
         for first in range(0, pixels.shape[1], 8):
             r, k, part = top + upper // 16, left + first // 16, upper // 8 % 2 * 2 + first // 8 % 2
-            base, mean = linear[r, k, 192 * part : 192 * part + 192], means[r, k, 3 * part : 3 * part + 3]
             more = added[2 * top + upper // 8, 2 * left + first // 8]
-            for i in range(192):
-                bits[i] = np.uint32(base[i]) << np.uint32(16)
-                bits[192 + i] = np.uint32(more[i]) << np.uint32(16)
-            for colour in range(3):
-                for i in range(64 * colour, 64 * colour + 64):
-                    sums[i] = values[i] + values[192 + i] + mean[colour]
+            _add_halves(linear[r, k], means[r, k], more, part, bits, sums)
             _paint(sums, upper, first, pixels, grey)
+
+
+@numba.njit(cache=True, nogil=True)
+def _paint_row(row, upper, left, pixels, grey):
+    """Cells float32 [w,768] from the one numbered `left` on, less 127.5, to the rows `upper`.. of [height,width,C]."""
+    for below in range(upper, min(upper + 16, pixels.shape[0]), 8):
+        for first in range(0, pixels.shape[1], 8):
+            part = 192 * ((below - upper) // 8 * 2 + first // 8 % 2)
+            _paint(row[left + first // 16, part : part + 192], below, first, pixels, grey)
 
 
 @numba.njit(cache=True, nogil=True)
 def _gather_cells(cells, top, left, pixels, grey):
     """As _gather from float32 cells [h,w,768] that hold the sums already."""
-    for upper in range(0, pixels.shape[0], 8):
-        for first in range(0, pixels.shape[1], 8):
-            part = 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
-            _paint(cells[top + upper // 16, left + first // 16, part : part + 192], upper, first, pixels, grey)
+    for upper in range(0, pixels.shape[0], 16):
+        _paint_row(cells[top + upper // 16], upper, left, pixels, grey)
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather_lapped(linear, means, added, v, top, left, pixels, grey):
+    """As _gather_halves for a lapped model, whose filter is v: sums, filtered across the borders of cells, row by row
+    while they are in the cache."""
+    begin, end = max(0, left - 1), min(linear.shape[1], left + -(-pixels.shape[1] // 16) + 1)
+    first, bottom = max(0, top - 1), top + -(-pixels.shape[0] // 16)
+    rows, scratch = np.empty((2, end - begin, 768), np.float32), lapping.new_scratch()
+    bits = np.empty(384, np.uint32)
+    for r in range(first, min(linear.shape[0], bottom + 1)):
+        row, before = rows[r % 2], rows[1 - r % 2]
+        for k in range(begin, end):
+            for part in range(4):
+                more, sums = added[2 * r + part // 2, 2 * k + part % 2], row[k - begin, 192 * part : 192 * part + 192]
+                _add_halves(linear[r, k], means[r, k], more, part, bits, sums)
+        lapping.lap_row(row, v, scratch)
+        if r > first:
+            lapping.lap_rows(before, row, v, scratch)
+            if r > top:
+                _paint_row(before, 16 * (r - 1 - top), left - begin, pixels, grey)
+    if bottom == linear.shape[0]:
+        _paint_row(rows[(bottom - 1) % 2], 16 * (bottom - 1 - top), left - begin, pixels, grey)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -489,12 +526,14 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
         outer = window.grown(model.synthesis_halo)
         y_hat = latents.values.window(*outer.box) * gain
         linear, means, added = inference_of(model).synthesis(y_hat, latents.levels)
-        if model.config.lapped:
-            gather, parts = _gather_cells, [inference_of(model).unlapped(linear, means, added).numpy()]
-        elif means is not None and not means.is_cuda:
+        if means is not None and not means.is_cuda:
             gather = _gather_halves
             linear, added = (part.view(torch.int16).numpy().view(np.uint16) for part in (linear, added))
             parts = linear, means.numpy(), added
+            if model.config.lapped:
+                gather, parts = _gather_lapped, (*parts, [model.lap_synthesis.detach().numpy()] * len(linear))
+        elif model.config.lapped:
+            gather, parts = _gather_cells, [inference_of(model).unlapped(linear, means, added).numpy()]
         else:
             gather = _gather
             if means is not None:

@@ -104,27 +104,6 @@ def _looked_up(symbols, table, out):
                     out[b, r, k, c] = table[min(abs(np.int32(symbols[b, r, k, c])), last)]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _summed(linear, means, added, out):
-    """See `summed`; bfloat16 as uint16."""
-    bits = np.empty(384, np.uint32)
-    values = bits.view(np.float32)
-    for b in range(out.shape[0]):
-        for r in range(out.shape[1]):
-            for k in range(out.shape[2]):
-                for part in range(4):
-                    more = added[b, 2 * r + part // 2, 2 * k + part % 2]
-                    base = linear[b, r, k, 192 * part : 192 * part + 192]
-                    to = out[b, r, k, 192 * part : 192 * part + 192]
-                    for i in range(192):
-                        bits[i] = np.uint32(base[i]) << np.uint32(16)
-                        bits[192 + i] = np.uint32(more[i]) << np.uint32(16)
-                    for colour in range(3):
-                        mean = means[b, r, k, 3 * part + colour]
-                        for i in range(64 * colour, 64 * colour + 64):
-                            to[i] = values[i] + values[192 + i] + mean
-
-
 def asinh(t: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 [B,h,w,C] -> its inverse hyperbolic sine, within 1e-6, rounded to `dtype`."""
     if t.is_cuda:
@@ -143,14 +122,6 @@ def limited(t: Tensor) -> Tensor:
     out = torch.empty(t.shape)
     channels = t.shape[-1]
     _limited(_numbers(t).reshape(-1, channels), out.view(-1, channels).numpy(), t.dtype == torch.bfloat16)
-    return out
-
-
-def summed(linear: Tensor, means: Tensor, added: Tensor) -> Tensor:
-    """bfloat16 [B,h,w,768] of four parts, plus float32 [B,h,w,12], one for each 64 of these, plus bfloat16
-    [B,2h,2w,192], the parts side by side -> float32 [B,h,w,768]; on the CPU."""
-    out = torch.empty(linear.shape)
-    _summed(_numbers(linear), means.numpy(), _numbers(added), out.numpy())
     return out
 
 

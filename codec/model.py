@@ -452,9 +452,9 @@ class NightCodec(nn.Module):
         super().__init__()
         self.config = config = config or Config()
         # A bottleneck looks 8 pixels around, half a cell.
-        lap = int(config.lapped)
-        self.synthesis_halo = -(-config.decoder_blocks // 2) + lap  # latent cells around a tile that its pixels need
-        self.analysis_halo = 16 * (-(-config.encoder_blocks // 2) + lap)  # pixels around a tile that its latent needs
+        lap = int(config.lapped)  # and so does its filter
+        self.synthesis_halo = -(-(config.decoder_blocks + lap) // 2)  # latent cells around a tile that its pixels need
+        self.analysis_halo = 16 * -(-(config.encoder_blocks + lap) // 2)  # pixels around a tile that its latent needs
         dct = opponent_dct(channel_counts(config.latent), 16)[config.order]
         self.linear_analysis = nn.Parameter(dct.clone())  # [latent, 768]
         self.linear_synthesis = nn.Parameter(dct.t().clone())  # [768, latent]

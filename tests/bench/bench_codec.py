@@ -114,6 +114,7 @@ def stopwatches(model, spent: dict):
         (latents, "_gather"): "pixels",
         (latents, "_gather_halves"): "pixels",
         (latents, "_gather_cells"): "pixels",
+        (latents, "_gather_lapped"): "pixels",
         (Inference, "unlapped"): "pixels",
         (latents, "_settle"): "hyper and quantise",
         (entropy, "encode"): "entropy encode",
