@@ -331,6 +331,9 @@ class Inference:
 
     def mean_group(self, number: int, features: Tensor, values: Tensor) -> Tensor:
         """Features [B,h,w,m]; symbols + means of the channels before group `number` (1..) -> the group's means."""
+        if number > len(self.mean_groups):
+            part = self.model.config.slices[number]
+            return values.new_zeros(()).expand(*values.shape[:3], part.stop - part.start)
         context, join, last = self.mean_groups[number - 1]
         seen = context.leaky(asinh(values, self.dtype))
         return limited(last(join.leaky(torch.cat((features, seen), -1))))

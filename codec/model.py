@@ -94,6 +94,7 @@ class Config:
     whose magnitudes are seen up to 15.
     lapped: whether pixels are filtered across the borders of 16x16 blocks (lapping.py); not in files that do not name
     it.
+    last_means: whether the last group has means; else these are zero.
     """
 
     channels: int = 192
@@ -107,6 +108,7 @@ class Config:
     decoder_inner: int = 64
     leak: float = 0.0
     lapped: bool = False
+    last_means: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -136,7 +138,8 @@ class Config:
     @classmethod
     def of_json(cls, text: str) -> "Config":
         """What a model file says of its sizes. Raises TypeError or ValueError where that makes no sense."""
-        return cls(**{"groups": (), "decoder_inner": 0, "leak": 0.1, "lapped": False, **json.loads(text)})
+        old = {"groups": (), "decoder_inner": 0, "leak": 0.1, "lapped": False, "last_means": True}
+        return cls(**{**old, **json.loads(text)})
 
 
 def bin_scales() -> np.ndarray:
@@ -396,7 +399,7 @@ class MeanNetwork(nn.Module):
         self.join = nn.Conv2d(2 * m, 192, 1)
         self.second = nn.Conv2d(192, first, 1)
         self.linear = nn.Parameter(torch.zeros(first, 1, 3, 3))  # of the anchors around, in full precision
-        parts = config.slices[1:]
+        parts = config.slices[1:] if config.last_means else config.slices[1:-1]
         self.groups = nn.ModuleList(GroupMeans(part.start, part.stop - part.start, config) for part in parts)
 
 
@@ -695,6 +698,9 @@ class NightCodec(nn.Module):
 
     def mean_group(self, number: int, features: Tensor, values: Tensor) -> Tensor:
         """values: symbols + means of all channels before group `number` (1..), in quantisation steps."""
+        if number > len(self.means.groups):
+            part = self.config.slices[number]
+            return values.new_zeros(()).expand(len(values), part.stop - part.start, *values.shape[2:])
         group = self.means.groups[number - 1]
         with self._autocast():
             t = F.leaky_relu(group.context(torch.asinh(values)), 0.1)

@@ -433,7 +433,7 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = parser.add_argument_group("sizes of the networks; those of a training that is resumed must be given again")
     for field in dataclasses.fields(Config):
         option = f"--{field.name.replace('_', '-')}"
-        if field.name == "lapped":
+        if isinstance(field.default, bool):
             sizes.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
             continue
         several = {"nargs": "*"} if field.name == "groups" else {}

@@ -31,7 +31,7 @@ SIZES = dict(
     decoder_inner=0,
 )  # fmt: skip
 SMALL, COLOURS = Config(**SIZES, groups=(6, 10, 24)), Config(**SIZES, groups=())
-LAPPED = dataclasses.replace(SMALL, lapped=True)
+LAPPED = dataclasses.replace(SMALL, lapped=True, last_means=False)
 
 
 def shaken(config: Config = SMALL, seed: int = 3) -> NightCodec:
