@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec import eightbit, lapping
+from codec import eightbit
 from codec.indices import indices_of
+from codec.lapped_cells import lap_cells
 from codec.loops import asinh, limited
 from codec.model import FEATURE_SCALE, NightCodec, at_level
 from codec.packed import around, at_taps, shuffle4, taps_of
@@ -262,7 +263,7 @@ class Inference:
         the rows and columns `inner` of these, [B,..,..,latent]."""
         batch, height, width, _ = pixels.shape
         if self.laps:
-            pixels = lapping.lap_cells(pixels, self.laps[0])
+            pixels = lap_cells(pixels, self.laps[0])
         parts = self.enter(pixels.view(batch, height, 4 * width, 192))
         t = parts.reshape(batch, height, width, 2, 2, -1).transpose(2, 3).to(self.dtype)
         t = t.reshape(batch, 2 * height, 2 * width, -1)
@@ -292,7 +293,7 @@ class Inference:
         sums = linear.float() + _to_cells(added)
         if means is not None:
             sums += means.repeat_interleave(64, -1)
-        return lapping.lap_cells(sums, self.laps[1]).cpu()
+        return lap_cells(sums, self.laps[1]).cpu()
 
     def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:
         """y in quantisation steps [B,h,w,latent] -> unrounded z [B,ceil(h/4),ceil(w/4),hyper]."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codec import lapping
+from codec import lapped_cells, lapping
 from codec.coder import decode, encode
 from codec.latents import _spread
 from codec.model import Config as CodecConfig
@@ -63,8 +63,8 @@ def test_cells_are_filtered_as_pixels_are(shape):
     x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(1))
     v = lapping.initial()[0] + 0.1 * torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
     expected = in_cells(lapping.lapped(x, v))
-    assert torch.allclose(lapping.lap_cells(in_cells(x), v), expected, atol=1e-5)
-    assert torch.allclose(lapping._on_device(in_cells(x), lapping.filter_of(v)), expected, atol=1e-5)
+    assert torch.allclose(lapped_cells.lap_cells(in_cells(x), v), expected, atol=1e-5)
+    assert torch.allclose(lapped_cells._on_device(in_cells(x), lapping.filter_of(v)), expected, atol=1e-5)
 
 
 def test_cells_here_are_the_encoders():

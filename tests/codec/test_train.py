@@ -169,7 +169,7 @@ def test_leaky_relus_lose_their_slope_by_and_by(folder, tmp_path, monkeypatch):
 
 
 def test_a_finish_alone_trains_what_follows_the_symbols_and_the_steps(folder, tmp_path):
-    model = NightCodec(SMALL)
+    model = NightCodec(dataclasses.replace(SMALL, lapped=True))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -182,10 +182,10 @@ def test_a_finish_alone_trains_what_follows_the_symbols_and_the_steps(folder, tm
     old, new = load_model(tmp_path / "start.safetensors").state_dict(), load_model(path).state_dict()
     changed = {name for name, value in new.items() if not torch.equal(value, old[name])}
     block = "synthesis_network.blocks.0."
-    assert {block + "step_filtered", block + "step_narrowed", block + "narrow.weight", "linear_synthesis"} <= changed
-    assert not [
-        name for name in changed if name.startswith(("analysis", "hyper", "means", "linear_analysis", "log_gain"))
-    ]
+    names = {block + "step_filtered", block + "step_narrowed", block + "narrow.weight"}
+    assert names | {"linear_synthesis", "lap_synthesis"} <= changed
+    frozen = ("analysis", "hyper", "means", "linear_analysis", "lap_analysis", "log_gain")
+    assert not [name for name in changed if name.startswith(frozen)]
     steps = torch.cat([value for name, value in new.items() if "step_" in name])
     assert steps.min() > 0
 
@@ -231,12 +231,16 @@ def test_a_latent_in_groups_starts_from_one_in_the_order_of_colours(tmp_path):
 def test_sizes_are_options(folder, tmp_path):
     save_model(NightCodec(dataclasses.replace(SMALL, decoder_blocks=3)), tmp_path / "start.safetensors")
     sizes = {**dataclasses.asdict(SMALL), "decoder_blocks": 2}
+    for name in ("lapped", "last_means"):
+        del sizes[name]
     groups = map(str, sizes.pop("groups"))
     options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
+    options += ["--lapped", "--no-last-means"]
     options += ["--groups", *groups]
     files = ["--data", str(folder), "--out", str(tmp_path), "--start", str(tmp_path / "start.safetensors")]
     main([*files, *options, "--minutes=0.05", "--batch=2", "--size=64", "--device=cpu"])
-    assert load_model(tmp_path / "codec.safetensors").config == dataclasses.replace(SMALL, decoder_blocks=2)
+    config = load_model(tmp_path / "codec.safetensors").config
+    assert config == dataclasses.replace(SMALL, decoder_blocks=2, lapped=True, last_means=False)
 
 
 def test_training_needs_torch_numpy_and_pillow_alone():
