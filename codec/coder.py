@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from codec import alpha as alpha_plane
-from codec import container, entropy
+from codec import container, entropy, trellis
 from codec.container import BadBitstream, Bitstream, CodecError, UnknownModel
 from codec.inference import inference_of
 from codec.latents import (
@@ -70,6 +70,7 @@ class _Coding:
     """What the entropy coder takes from a model."""
 
     y: entropy.TableSet
+    trellis: entropy.TableSet  # of y too
     z: list[entropy.TableSet]  # per level group; table c + 1 belongs to channel c
     z_least_bits: list[float]  # per level group: fewest bits that one column of z can cost
 
@@ -80,7 +81,9 @@ def _coding(model: NightCodec) -> _Coding:
         tables = model.tables()
         z = [entropy.TableSet([None, *row]) for row in tables.z_freq]
         least = [sum(one.least_bits(c + 1) for c in range(model.config.hyper)) for one in z]
-        coding = model._coding = _Coding(entropy.TableSet([None, *tables.y_freq[1:]]), z, least)
+        coding = model._coding = _Coding(
+            entropy.TableSet([None, *tables.y_freq[1:]]), trellis.table_set(tables.y_freq), z, least
+        )
     return coding
 
 
@@ -165,7 +168,7 @@ def get_model(model=None, *, device: str | torch.device = "auto", precision: str
 def _z_index(channels: int, height: int, width: int) -> np.ndarray:
     """uint8 [channels,height,width]: table c + 1 for channel c."""
     index = np.arange(1, channels + 1, dtype=np.uint8)[:, None, None]
-    return np.ascontiguousarray(np.broadcast_to(index, (channels, height, width)))
+    return np.broadcast_to(index, (channels, height, width)).copy()
 
 
 def _z_group(level: int) -> int:
@@ -182,10 +185,17 @@ def _order_of_passes(model: NightCodec) -> list[tuple[slice, int]]:
     return [(first, entropy.EVEN), (first, entropy.ODD), *((part, entropy.EVERYWHERE) for part in later)]
 
 
-def _stream_of(model: NightCodec, z: np.ndarray | None, level: int, symbols, index, window: Window) -> bytes:
-    """One segment -> its stream. symbols, index [latent,rows,w] of its band; z only for the first segment."""
+def _tables(model: NightCodec, with_trellis: bool) -> entropy.TableSet:
+    """What codes y's symbols."""
+    return _coding(model).trellis if with_trellis else _coding(model).y
+
+
+def _stream_of(
+    model: NightCodec, tables: entropy.TableSet, z: np.ndarray | None, level: int, symbols, index, window: Window
+) -> bytes:
+    """One segment -> its stream. symbols, index [latent,rows,w] of its band, tables: y's; z only for the first
+    segment."""
     place = (0, symbols.shape[1], window.left, window.right)
-    tables = _coding(model).y
     blocks = [
         entropy.Block(symbols[part], index[part], tables, place, parity) for part, parity in _order_of_passes(model)
     ]
@@ -249,11 +259,12 @@ class Prepared:
             self._last = None
             with torch.inference_mode(), team(self.model.log_gain.is_cuda):
                 levels = torch.full((1,), level, device=self.model.log_gain.device)
-                latents = quantise(self.model, self._y, levels, self._grid)
+                with_trellis = trellis.applies(self.model.config)
+                latents = quantise(self.model, self._y, levels, self._grid, with_trellis)
                 y = self._y
                 for _ in range(self.effort):
                     y = refined(self.model, [(self.picture.image, self.grey)], y, latents, self.postfilter)
-                    latents = quantise(self.model, y, levels, self._grid)
+                    latents = quantise(self.model, y, levels, self._grid, with_trellis)
             self._last = (level, latents)
         return self._last[1]
 
@@ -320,16 +331,17 @@ def _seal(prepared: Prepared, latents: Latents, item: int, level: int) -> bytes:
     if model.identity is None:
         raise UnknownModel("this model has no id yet: save it with codec.model.save_model and load it again")
     z = latents.z[item].permute(2, 0, 1).to(torch.int16).contiguous().cpu().numpy()
-    jobs = []
+    with_trellis = latents.states is not None
+    tables, jobs = _tables(model, with_trellis), []
     for band in range(latents.grid.bands):
         symbols, index = (array[item] for array in latents.arrays(band))
         for window in latents.grid.windows(band):
-            jobs.append((model, None if jobs else z, level, symbols, index, window))
+            jobs.append((model, tables, None if jobs else z, level, symbols, index, window))
     streams = each(lambda job: _stream_of(*job), jobs)
     return container.write(
         Bitstream(
             model.identity, level, prepared.width, prepared.height, prepared.mode, prepared.colourless,
-            prepared.segment, prepared.side, prepared.alpha, streams,
+            prepared.segment, prepared.side, prepared.alpha, streams, 2 if with_trellis else 1,
         )
     )  # fmt: skip
 
@@ -460,10 +472,11 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
             y = analyse(model, [pictures[i].image for i in group], grid)
             prepared = [Prepared(pictures[i], model, grid, y, SEGMENT) for i in group]
             at = torch.tensor([levels[i] for i in group], device=model.log_gain.device)
-            latents = quantise(model, y, at, grid)
+            with_trellis = trellis.applies(model.config)
+            latents = quantise(model, y, at, grid, with_trellis)
             for _ in range(effort):
                 y = refined(model, [(one.picture.image, one.grey) for one in prepared], y, latents)
-                latents = quantise(model, y, at, grid)
+                latents = quantise(model, y, at, grid, with_trellis)
 
             def seal(item: int) -> None:
                 i = group[item]
@@ -489,14 +502,14 @@ def _check_size(model: NightCodec, stream: Bitstream) -> None:
 
 
 def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Image]:
-    """Bitstreams of one grid and model -> images."""
+    """Bitstreams of one grid, model and version -> images."""
     device = model.log_gain.device
     first = streams[0]
     grid = Grid(*first.cells, first.segment)
     levels = torch.tensor([stream.level for stream in streams], device=device)
     for stream in streams:
         _check_size(model, stream)
-    tables = _coding(model).y
+    tables = _tables(model, first.trellis)
     z = np.zeros((len(streams), model.config.hyper, -(-grid.height // 4), -(-grid.width // 4)), np.int16)
     decoders: dict[tuple[int, int], list[entropy.Decoder]] = {}
     for band in range(grid.bands):
@@ -507,7 +520,8 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
     each(lambda i: decoders[0, 0][i].read(_z_block(model, z[i], streams[i].level)), list(range(len(streams))))
     if np.abs(z).max() > Z_MAX:
         raise BadBitstream("a hyper-latent symbol out of range")
-    latents = Latents.empty(grid, levels, torch.from_numpy(z).to(device).float().permute(0, 2, 3, 1).contiguous())
+    of_z = torch.from_numpy(z).to(device).float().permute(0, 2, 3, 1).contiguous()
+    latents = Latents.empty(grid, levels, of_z, first.trellis)
     inference = inference_of(model)
     canvases: list[_Canvas] = []
     of_index: dict[Window, Tensor] = {}  # features of two bands at most, from the first pass for the others
@@ -525,7 +539,8 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
         def one(column: int, window: Window, item: int) -> None:
             place = (0, window.bottom - window.top, window.left, window.right)
             decoder = decoders[band, column][item]
-            decoder.read(entropy.Block(symbols[item][part], index[item][part], tables, place, parity))
+            states = latents.states and latents.states.parts[band][item, :, :, 0].numpy()
+            decoder.read(entropy.Block(symbols[item][part], index[item][part], tables, place, parity, states))
             if number == len(passes) - 1:
                 parts = [symbols[item][:, :, window.left : window.right]]
                 if band == column == 0:
@@ -591,7 +606,10 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
                 over(model, lambda window: add_group_mean(latents, window, later[-1], means.pop(window)), pieces)
             for window in pieces:
                 del of_index[window], of_mean[window]
-            latents.index.parts[band] = None
+            if latents.states is None:
+                latents.index.parts[band] = None
+            elif band > 0:  # the next band looks at this one's tables too
+                latents.index.parts[band - 1] = None
         band = step - 2
         if 0 <= band < grid.bands:
             # only now, when the first symbols have proved themselves, is memory taken for all pixels
@@ -704,6 +722,9 @@ def decode_batch(files: list, *, model=None, models=None, device="auto", precisi
         members[_model_for(stream, model, device, precision, models)].append(i)
         streams[i] = stream
 
+    def shape_of(i: int) -> tuple:
+        return *streams[i].cells, streams[i].segment, streams[i].version
+
     for i in range(len(files)):
         attempt(open_file, [i])
     for network, mine in members.items():
@@ -718,7 +739,7 @@ def decode_batch(files: list, *, model=None, models=None, device="auto", precisi
                 for i in places:
                     attempt(decode_places, [i])
 
-        _each_group(decode_group, _groups([(*streams[i].cells, streams[i].segment) for i in mine], network), network)
+        _each_group(decode_group, _groups([shape_of(i) for i in mine], network), network)
     return outcomes
 
 
@@ -731,7 +752,7 @@ def info(data) -> dict:
     size = len(memoryview(data).cast("B"))
     return {
         "format": "npi",
-        "version": container.VERSION,
+        "version": stream.version,
         "model": stream.model,
         "quality": stream.level / 10,
         "width": stream.width,

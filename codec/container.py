@@ -12,7 +12,7 @@ import zlib
 from codec.pixels import METADATA_LIMIT
 
 MAGIC = b"NPI"
-VERSION = 1
+VERSIONS = (1, 2)  # of the format; 2: symbols of y are those of trellis-coded quantisation
 MODES = ("L", "LA", "RGB", "RGBA")
 SIDE_KINDS = ("icc", "exif", "xmp", "colour")
 MAX_SIDE = (1 << 24) - 1  # pixels; together with max_pixels in `read`
@@ -50,6 +50,11 @@ class Bitstream:
     side: dict[str, bytes] = dataclasses.field(default_factory=dict)
     alpha: bytes | memoryview = b""
     streams: list = dataclasses.field(default_factory=list)
+    version: int = 1  # of VERSIONS
+
+    @property
+    def trellis(self) -> bool:
+        return self.version == 2
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -101,7 +106,7 @@ def write(stream: Bitstream) -> bytes:
         (
             _FIXED.pack(
                 MAGIC,
-                VERSION,
+                stream.version,
                 bytes.fromhex(stream.model),
                 flags,
                 stream.level | SEGMENTS.index(stream.segment) << 10,
@@ -161,8 +166,10 @@ def read(data, max_pixels: int = 200_000_000, verify: bool = True) -> Bitstream:
         raise BadBitstream(f"not a .npi file: it starts with {bytes(data[:4])!r}" if len(data) else "an empty file")
     if len(data) < 4:
         raise BadBitstream("the file ends within its header")
-    if data[3] != VERSION:
-        raise UnknownVersion(f"format version {data[3]}; this program reads version {VERSION}: take a newer Nightpress")
+    if data[3] not in VERSIONS:
+        raise UnknownVersion(
+            f"format version {data[3]}; this program reads versions 1 to {VERSIONS[-1]}: take a newer Nightpress"
+        )
     if len(data) < _FIXED.size + 2 + 8 + 4:
         raise BadBitstream(f"{len(data)} bytes are too few for any picture")
     if verify and zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
@@ -178,6 +185,7 @@ def read(data, max_pixels: int = 200_000_000, verify: bool = True) -> Bitstream:
     if width * height > max_pixels:
         raise BadBitstream(f"{width}x{height} is more than the limit of {max_pixels} pixels")
     stream = Bitstream(bytes(model).hex(), level, width, height, MODES[flags & 3], bool(flags & 4), SEGMENTS[segment])
+    stream.version = data[3]
     if stream.colourless and stream.mode[0] == "L":
         raise BadBitstream("a grey picture marked as colourless RGB")
     kinds = [kind for bit, kind in enumerate(SIDE_KINDS) if flags & 8 << bit]

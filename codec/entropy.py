@@ -8,6 +8,9 @@ A stream holds one segment: blocks of symbols [C,h,w] coded one after the other 
 that a uint8 array of the same shape names; table 0 means "not coded, zero". A block may be limited to one colour of
 the checkerboard (row + column even: the first pass, odd: the second). Operation i uses state i mod n.
 
+In a stream of trellis-coded quantisation (trellis.py) every cell has a state, 0 at first. The parity of each symbol
+with a table from FIRST_BIN on moves its cell's state on; in an odd state the table is the one ODD_STATES further on.
+
 A symbol outside its table's range is the table's last entry (escape) followed by its sign and by the distance to the
 range in an Exp-Golomb code of order 0, as bits of probability one half.
 
@@ -26,6 +29,9 @@ TOTAL = 1 << PRECISION
 LOWEST = 1 << 16  # states stay in [LOWEST, 2**32)
 COARSE_BITS = 10  # slots are looked up by their top bits, then searched
 EVERYWHERE, EVEN, ODD = -1, 0, 1  # which cells of a block are coded
+NEXT = np.array([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]], np.uint8)  # trellis: state, parity
+FIRST_BIN = 14  # the tables from this one on are those of the trellis's even states; those below have no part in it
+ODD_STATES = 64  # what is added to their numbers in odd states
 
 _OK, _RAN_OUT, _BAD_ESCAPE = 0, 1, 2
 
@@ -164,14 +170,20 @@ def _push(begin, width, states, words):
     return at
 
 
+_NO_STATES = np.zeros((0, 0), np.uint8)
+
+
 class Block:
     """Symbols of one block: int16 and uint8 arrays [C,H,W], the window of them that is meant, and which cells."""
 
-    __slots__ = ("symbols", "index", "tables", "window", "parity")
+    __slots__ = ("symbols", "index", "tables", "window", "parity", "states")
 
-    def __init__(self, symbols, index, tables: TableSet, window=None, parity: int = EVERYWHERE):
-        """`window`: (top, bottom, left, right), all of it when None. Parity refers to the arrays' own coordinates."""
+    def __init__(self, symbols, index, tables: TableSet, window=None, parity: int = EVERYWHERE, states=None):
+        """`window`: (top, bottom, left, right), all of it when None. Parity refers to the arrays' own coordinates.
+        states: uint8 [H,W], of a trellis, where one is decoded: `index` then comes with the tables of even states, and
+        leaves with those that were used (which an encoder's has from the beginning)."""
         self.symbols, self.index, self.tables, self.parity = symbols, index, tables, parity
+        self.states = _NO_STATES if states is None else states
         self.window = window or (0, symbols.shape[1], 0, symbols.shape[2])
 
 
@@ -229,13 +241,29 @@ def ideal_bits(blocks: list[Block]) -> float:
 
 @numba.njit(cache=True, nogil=True, boundscheck=False)
 def _pull(
-    words, at, states, operation, index, symbols, starts, radius, cumulative, coarse, top, bottom, left, right, parity
+    words,
+    at,
+    states,
+    operation,
+    index,
+    symbols,
+    starts,
+    radius,
+    cumulative,
+    coarse,
+    cells,
+    top,
+    bottom,
+    left,
+    right,
+    parity,
 ):
-    """Decode one block into `symbols`. Returns (next word, next operation, _OK or what went wrong)."""
+    """Decode one block into `symbols`; cells: Block.states. Returns (next word, next operation, _OK or another)."""
     step = 1 if parity < 0 else 2
     mask = states.size - 1
     slot_mask = np.uint32(TOTAL - 1)
     limit = words.size
+    trellis = cells.size > 0
     lowest = np.uint32(LOWEST)
     for c in range(symbols.shape[0]):
         for r in range(top, bottom):
@@ -244,6 +272,10 @@ def _pull(
                 table = index[c, r, k]
                 if table == 0:
                     continue
+                moving = trellis and table >= FIRST_BIN
+                if moving:
+                    table += ODD_STATES * (cells[r, k] & 1)
+                    index[c, r, k] = table
                 x = states[operation & mask]
                 slot = x & slot_mask
                 start = starts[table]
@@ -302,6 +334,8 @@ def _pull(
                     if negative:
                         value = -value
                 symbols[c, r, k] = value
+                if moving:
+                    cells[r, k] = NEXT[cells[r, k], value & 1]
     return at, operation, _OK
 
 
@@ -326,7 +360,7 @@ class Decoder:
         """
         self.at, self.operation, status = _pull(
             self.words, self.at, self.states, self.operation, block.index, block.symbols, *block.tables.arrays,
-            *block.window, block.parity,
+            block.states, *block.window, block.parity,
         )  # fmt: skip
         if status == _RAN_OUT:
             raise EntropyError(f"the stream ends after {self.operation} operations, more are needed")

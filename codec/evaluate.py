@@ -165,7 +165,7 @@ def _ours(
         image = coder.decode(data, model=net)
         return np.asarray(mender(image, coder.info(data)) if mender else image)
 
-    version = f"npi {container.VERSION}, {net.precision_name} on {net.log_gain.device.type}, effort {effort}"
+    version = f"npi {container.VERSIONS[-1]}, {net.precision_name} on {net.log_gain.device.type}, effort {effort}"
     version += f", post-filter {mender.identity}" if mender else ""
     return Codec(name, title_of(name), tuple(range(0, 101, 10)), encode, decode, version, net.identity)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec import exact
+from codec import exact, trellis
 from codec.exact import ACTIVATION_MAX, ACTIVATION_STEPS, WEIGHT_STEPS, ExactConv2d, quantise_activation
 from codec.loops import looked_up
 from codec.model import BINS, LEVELS, NightCodec, loudness, native_int8
@@ -79,6 +79,7 @@ class FloatIndices:
         self.loudness = loudness(torch.arange(1024, device=device))
         if not model.config.groups:
             self.loudness = torch.arange(1.0 + ACTIVATION_MAX // ACTIVATION_STEPS, device=device)
+        self.trellis_loudness = trellis.loudness(device)
         # Odd cells, whose symbols are not known yet, pass on what `magnitude` makes of nothing.
         idle = quantise_activation(self.layers["magnitude"].bias)
         every = self.layers["neighbours"]
@@ -97,13 +98,15 @@ class FloatIndices:
         """Features of even cells -> their bins, uint8; packed."""
         return _bins(self.layers["first"](features))
 
-    def bins_second(self, features: Tensor, symbols: Tensor, inner: tuple[int, int, int, int]) -> Tensor:
+    def bins_second(
+        self, features: Tensor, symbols: Tensor, inner: tuple[int, int, int, int], tables: Tensor | None = None
+    ) -> Tensor:
         """Features of odd cells, packed; symbols [B,h,w,first group] of their surroundings, two cells or up to the
-        edge, of which the even cells count; inner: where among them, packed, the odd cells stand -> their bins, uint8,
-        packed.
+        edge, of which the even cells count, and where they are a trellis's the tables that code them; inner: where
+        among them, packed, the odd cells stand -> their bins, uint8, packed.
         """
         layer = self.layers
-        seen = quantise_activation(layer["magnitude"](self._seen(pack(symbols, EVEN))))
+        seen = quantise_activation(layer["magnitude"](self._seen(pack(symbols, EVEN), packed_or_none(tables))))
         beyond_edge(seen, symbols.shape, 0)
         seen = layer["neighbours"](around(seen, taps_of(5), inner).flatten(3))
         seen = quantise_activation(seen + self.idle_around(symbols.shape, inner))
@@ -118,15 +121,21 @@ class FloatIndices:
         top, bottom, left, right = inner
         return pack(idle.permute(0, 2, 3, 1), ODD)[:, top:bottom, left:right].repeat(batch, 1, 1, 1)
 
-    def bins_group(self, number: int, features: Tensor, symbols: Tensor) -> Tensor:
-        """Features [B,h,w,n]; symbols of the channels before group `number` (1..) -> the group's bins, uint8."""
+    def bins_group(self, number: int, features: Tensor, symbols: Tensor, tables: Tensor | None = None) -> Tensor:
+        """Features [B,h,w,n]; symbols of the channels before group `number` (1..), and their tables as above -> the
+        group's bins, uint8."""
         context, join, last = self.groups[number - 1]
-        seen = quantise_activation(context(self._seen(symbols)))
+        seen = quantise_activation(context(self._seen(symbols, tables)))
         return _bins(last(quantise_activation(join(torch.cat((features, seen), -1)))))
 
-    def _seen(self, symbols: Tensor) -> Tensor:
+    def _seen(self, symbols: Tensor, tables: Tensor | None) -> Tensor:
         """What the network sees of symbols, int16; see NightCodec.seen."""
-        return looked_up(symbols, self.loudness)
+        return looked_up(symbols, self.loudness if tables is None else self.trellis_loudness, tables)
+
+
+def packed_or_none(tables: Tensor | None) -> Tensor | None:
+    """Even cells' tables, packed."""
+    return None if tables is None else pack(tables, EVEN)
 
 
 def beyond_edge(seen: Tensor, shape: torch.Size, nothing: int) -> None:
@@ -214,7 +223,10 @@ class IntegerIndices:
         names = ("expand", "features", "first", "magnitude", "neighbours", "join", "second")
         self.layers = {name: _Product(getattr(net, name), taps.get(name)) for name in names}
         self.groups = [[_Product(one) for one in (g.context, g.join, g.last)] for g in net.groups]
-        self.loudness = (self.floats.loudness * ACTIVATION_STEPS - 128).to(torch.int8)
+        self.loudness, self.trellis_loudness = (
+            (table * ACTIVATION_STEPS - 128).to(torch.int8)
+            for table in (self.floats.loudness, self.floats.trellis_loudness)
+        )
 
     def reliable(self) -> bool:
         products = [*self.layers.values(), *(one for group in self.groups for one in group)]
@@ -235,19 +247,21 @@ class IntegerIndices:
     def bins_first(self, features: Tensor) -> Tensor:
         return self.layers["first"].bins(features)
 
-    def bins_second(self, features: Tensor, symbols: Tensor, inner: tuple[int, int, int, int]) -> Tensor:
+    def bins_second(
+        self, features: Tensor, symbols: Tensor, inner: tuple[int, int, int, int], tables: Tensor | None = None
+    ) -> Tensor:
         layer = self.layers
-        seen = layer["magnitude"].activations(self._seen(pack(symbols, EVEN)))
+        seen = layer["magnitude"].activations(self._seen(pack(symbols, EVEN), packed_or_none(tables)))
         beyond_edge(seen, symbols.shape, NOTHING)
         near = around(seen, taps_of(5), inner, NOTHING).flatten(3)
         idle = self.floats.idle_around(symbols.shape, inner) * (WEIGHT_STEPS * ACTIVATION_STEPS)
         seen = layer["neighbours"].activations(near, idle.to(torch.int32))
         return layer["second"].bins(layer["join"].activations(torch.cat((features, seen), -1)))
 
-    def bins_group(self, number: int, features: Tensor, symbols: Tensor) -> Tensor:
+    def bins_group(self, number: int, features: Tensor, symbols: Tensor, tables: Tensor | None = None) -> Tensor:
         context, join, last = self.groups[number - 1]
-        seen = context.activations(self._seen(symbols))
+        seen = context.activations(self._seen(symbols, tables))
         return last.bins(join.activations(torch.cat((features, seen), -1)))
 
-    def _seen(self, symbols: Tensor) -> Tensor:
-        return looked_up(symbols, self.loudness)
+    def _seen(self, symbols: Tensor, tables: Tensor | None) -> Tensor:
+        return looked_up(symbols, self.loudness if tables is None else self.trellis_loudness, tables)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from codec import trellis
 from codec.inference import Inference, inference_of
 from codec.lapped_cells import lap_row, lap_rows, new_scratch
 from codec.model import STEP, Z_MAX, NightCodec, at_level, lambda_of
@@ -150,6 +151,16 @@ def _gather_lapped(linear, means, added, v, top, left, pixels, grey):
 
 
 @numba.njit(cache=True, nogil=True)
+def _plane_by_plane(row, r, planes):
+    """A row of cells [w,C] -> planes [C,h,w] in place, few at a time, so that they stay in the cache."""
+    width, channels = row.shape
+    for first in range(0, channels, 32):
+        for k in range(width):
+            for c in range(first, min(first + 32, channels)):
+                planes[c, r, k] = row[k, c]
+
+
+@numba.njit(cache=True, nogil=True)
 def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
     """A later group's pass in one go, as NightCodec.round has it: y, mean, index [h,w,C], gain [C] -> symbols, indices
     [C,h,w] and values [h,w,C] in place."""
@@ -170,11 +181,38 @@ def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
                 row[k, c] = -symbol if residual[c] < 0 else symbol
             for c in range(channels):
                 values[r, k, c] = np.float32(row[k, c]) + mean[r, k, c]
-        for first in range(0, channels, 32):  # few planes at a time, so that they stay in the cache
-            for k in range(width):
-                for c in range(first, min(first + 32, channels)):
-                    symbols[c, r, k] = row[k, c]
-                    indices[c, r, k] = index[r, k, c]
+        _plane_by_plane(row, r, symbols)
+        _plane_by_plane(index[r], r, indices)
+
+
+@numba.njit(cache=True, nogil=True)
+def _settle_trellis(y, gain, mean, index, thresholds, states, bits, symbols, indices, values):
+    """As _settle by the trellis's search from states uint8 [h,w], which are moved on; bits: trellis.costs()."""
+    height, width, channels = mean.shape
+    residual = np.empty((width, channels), np.float32)
+    row, tables = np.empty((width, channels), np.int16), np.empty((width, channels), np.uint8)
+    for r in range(height):
+        for k in range(width):
+            for c in range(channels):
+                residual[k, c] = y[r, k, c] * gain[c] - mean[r, k, c]
+        trellis.best(residual, index[r], states[r], bits, thresholds, row, tables)
+        _plane_by_plane(row, r, symbols)
+        _plane_by_plane(tables, r, indices)
+        for k in range(width):
+            for c in range(channels):
+                twice = trellis.halves(row[k, c], tables[k, c])
+                values[r, k, c] = np.float32(0.5) * np.float32(twice) + mean[r, k, c]
+
+
+@numba.njit(cache=True, nogil=True)
+def _value_trellis(symbols, tables, mean, values):
+    """As _value for symbols of a trellis and their tables [C,h,w]."""
+    height, width, channels = mean.shape
+    for r in range(height):
+        for k in range(width):
+            for c in range(channels):
+                twice = trellis.halves(symbols[c, r, k], tables[c, r, k])
+                values[r, k, c] = np.float32(0.5) * np.float32(twice) + mean[r, k, c]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -260,18 +298,22 @@ class Latents:
     levels: Tensor  # [B], on the model's device
     z: Tensor  # float, integer-valued [B,hz,wz,hyper], on the model's device
     symbols: Bands  # int16
-    index: Bands  # uint8
-    values: Bands  # float32, on the model's device: symbols + means, in quantisation steps
+    index: Bands  # uint8: bins; of a trellis what is coded has its table's number
+    values: Bands  # float32, on the model's device: what symbols stand for + means, in the level's quantisation steps
+    states: Bands | None  # uint8 [B,h,w,1] on the CPU: of a trellis, where the cells have arrived
 
     @classmethod
-    def empty(cls, grid: Grid, levels: Tensor, z: Tensor) -> "Latents":
-        return cls(grid, levels, z, Bands(grid.rows), Bands(grid.rows), Bands(grid.rows))
+    def empty(cls, grid: Grid, levels: Tensor, z: Tensor, with_trellis: bool = False) -> "Latents":
+        states = Bands(grid.rows) if with_trellis else None
+        return cls(grid, levels, z, Bands(grid.rows), Bands(grid.rows), Bands(grid.rows), states)
 
     def open_band(self, model: NightCodec, band: int) -> None:
         rows, width, latent = self.grid.rows[band + 1] - self.grid.rows[band], self.grid.width, model.config.latent
         shape = (len(self.levels), latent, rows, width)
         self.symbols.parts[band] = torch.zeros(shape, dtype=torch.int16).permute(0, 2, 3, 1)
         self.index.parts[band] = torch.zeros(shape, dtype=torch.uint8).permute(0, 2, 3, 1)
+        if self.states is not None:
+            self.states.parts[band] = torch.zeros(shape[0], rows, width, 1, dtype=torch.uint8)
         self.open_values(model, band)
 
     def open_values(self, model: NightCodec, band: int) -> None:
@@ -281,6 +323,17 @@ class Latents:
     def arrays(self, band: int) -> tuple[np.ndarray, np.ndarray]:
         """(symbols, index) of a band as the entropy coder takes them: [B,latent,rows,w]."""
         return tuple(part.parts[band].permute(0, 3, 1, 2).numpy() for part in (self.symbols, self.index))
+
+    def coded(self, window: Window, channels: slice, device) -> tuple[Tensor, Tensor | None]:
+        """A window's symbols, and of a trellis their tables too, [B,h,w,..]."""
+        symbols = self.symbols.window(*window.box)[..., channels].to(device)
+        tables = None if self.states is None else self.index.window(*window.box)[..., channels].to(device)
+        return symbols, tables
+
+
+def meant(symbols: Tensor, tables: Tensor | None) -> Tensor:
+    """What symbols [..] stand for, in the level's steps; tables: of a trellis."""
+    return symbols if tables is None else trellis.values_of(symbols, tables)
 
 
 def put(bands: Bands, window: Window, channels: slice, packed: Tensor, parity: int) -> None:
@@ -311,18 +364,25 @@ def mean_features(inference: Inference, latents: Latents, window: Window) -> Ten
     return inference.mean_features(*_around(inference, latents, window))
 
 
-def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid) -> Latents:
+def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid, with_trellis: bool = False) -> Latents:
     """y -> all symbols and their tables; the values too, unless the picture is large."""
     device, inference, gain = model.log_gain.device, inference_of(model), factors(model.log_gain, levels)
     large = grid.height * grid.width * 256 > LARGE
-    latents = Latents.empty(grid, levels, _hyper(model, y, levels, grid))
+    latents = Latents.empty(grid, levels, _hyper(model, y, levels, grid), with_trellis)
     features = {}  # of two bands at most, from the first pass for the others
     first, *later = model.config.slices
 
     def settle(window: Window, parity: int, index: Tensor, mean: Tensor) -> None:
         scaled = pack(y.window(*window.box)[..., first].to(device) * gain[..., first], parity)
-        symbols = model.round(scaled - mean, index) * (index > 0)
-        for bands, packed in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
+        if with_trellis:
+            states = torch.zeros(index.shape[:-1], dtype=torch.uint8)
+            symbols, index = trellis.settle(scaled - mean, index, states, model.thresholds)
+            put(latents.states, window, slice(None), states[..., None], parity)
+            value = trellis.values_of(symbols, index) + mean
+        else:
+            symbols = model.round(scaled - mean, index) * (index > 0)
+            value = symbols + mean
+        for bands, packed in ((latents.index, index), (latents.symbols, symbols), (latents.values, value)):
             put(bands, window, first, packed, parity)
 
     def begin(window: Window) -> None:
@@ -358,19 +418,27 @@ def _settle_group(
     mean: Tensor,
 ) -> None:  # fmt: skip
     """Symbols of a later group's channels in a window from y [B,h,w,..], with their bins and values to their places."""
+    states = None if latents.states is None else latents.states.part_of(window)[..., 0]
     if y.is_cuda:
-        symbols = model.round(y * gain - mean, index) * (index > 0)
-        for bands, part in ((latents.index, index), (latents.symbols, symbols), (latents.values, symbols + mean)):
+        if states is None:
+            symbols = model.round(y * gain - mean, index) * (index > 0)
+            value = symbols + mean
+        else:
+            symbols, index = trellis.settle(y * gain - mean, index, states, model.thresholds)
+            value = trellis.values_of(symbols, index) + mean
+        for bands, part in ((latents.index, index), (latents.symbols, symbols), (latents.values, value)):
             fill(bands, window, channels, part)
         return
     symbols, indices = (_planes(bands, window, channels) for bands in (latents.symbols, latents.index))
     values = latents.values.part_of(window)[..., channels].numpy()
     knots, thresholds = gain.flatten(1).numpy(), model.thresholds.numpy()
     for item in range(len(y)):
-        _settle(
-            y[item].numpy(), knots[item], mean[item].numpy(), index[item].numpy(), thresholds, symbols[item],
-            indices[item], values[item],
-        )  # fmt: skip
+        given = y[item].numpy(), knots[item], mean[item].numpy(), index[item].numpy()
+        wanted = symbols[item], indices[item], values[item]
+        if states is None:
+            _settle(*given, thresholds, *wanted)
+        else:
+            _settle_trellis(*given, thresholds, states[item].numpy(), trellis.costs(), *wanted)
 
 
 def _planes(bands: Bands, window: Window, channels: slice) -> np.ndarray:
@@ -381,8 +449,8 @@ def _planes(bands: Bands, window: Window, channels: slice) -> np.ndarray:
 def second_index(inference: Inference, latents: Latents, window: Window, of_index: Tensor) -> Tensor:
     """Bins of the first group in a window's odd cells, packed, from the window's features and the even cells around."""
     outer, first = window.grown(2), inference.model.config.slices[0]
-    symbols = latents.symbols.window(*outer.box)[..., first].to(of_index.device)
-    return inference.indices.bins_second(pack(of_index, ODD), symbols, window.packed_within(outer))
+    symbols, tables = latents.coded(outer, first, of_index.device)
+    return inference.indices.bins_second(pack(of_index, ODD), symbols, window.packed_within(outer), tables)
 
 
 def second_mean(inference: Inference, latents: Latents, window: Window, of_mean: Tensor) -> Tensor:
@@ -395,8 +463,7 @@ def second_mean(inference: Inference, latents: Latents, window: Window, of_mean:
 def later_index(inference: Inference, latents: Latents, window: Window, number: int, of_index: Tensor) -> Tensor:
     """Bins of group `number` (1..) in a window's cells, from the groups before it there."""
     before = slice(0, inference.model.config.slices[number].start)
-    symbols = latents.symbols.window(*window.box)[..., before].to(of_index.device)
-    return inference.indices.bins_group(number, of_index, symbols)
+    return inference.indices.bins_group(number, of_index, *latents.coded(window, before, of_index.device))
 
 
 def later_mean(inference: Inference, latents: Latents, window: Window, number: int, of_mean: Tensor) -> Tensor:
@@ -500,20 +567,23 @@ def _pixels_of(image: Image.Image, window: Window) -> np.ndarray:
 def add_mean(latents: Latents, window: Window, mean: Tensor, parity: int) -> None:
     """values = symbols + mean in the first group at a window's cells of one parity."""
     first = slice(0, mean.shape[-1])
-    symbols = pack(latents.symbols.window(*window.box)[..., first], parity).to(mean.device)
-    put(latents.values, window, first, mean + symbols, parity)
+    coded = latents.coded(window, first, mean.device)
+    put(latents.values, window, first, mean + pack(meant(*coded), parity), parity)
 
 
 def add_group_mean(latents: Latents, window: Window, channels: slice, mean: Tensor) -> None:
     """values = symbols + mean in a later group's channels."""
     if mean.is_cuda:
-        symbols = latents.symbols.window(*window.box)[..., channels].to(mean.device)
-        fill(latents.values, window, channels, mean + symbols)
+        fill(latents.values, window, channels, mean + meant(*latents.coded(window, channels, mean.device)))
         return
     symbols = _planes(latents.symbols, window, channels)
     values = latents.values.part_of(window)[..., channels].numpy()
+    tables = None if latents.states is None else _planes(latents.index, window, channels)
     for item in range(len(mean)):
-        _value(symbols[item], mean[item].numpy(), values[item])
+        if tables is None:
+            _value(symbols[item], mean[item].numpy(), values[item])
+        else:
+            _value_trellis(symbols[item], tables[item], mean[item].numpy(), values[item])
 
 
 def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec import trellis
 from codec.model import MEAN_LIMIT
 
 _TWO_OVER_LIMIT = np.float32(2 * math.log2(math.e) / MEAN_LIMIT)
@@ -104,6 +105,17 @@ def _looked_up(symbols, table, out):
                     out[b, r, k, c] = table[min(abs(np.int32(symbols[b, r, k, c])), last)]
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _looked_up_of_trellis(symbols, tables, table, out):
+    """As _looked_up for symbols of a trellis and the tables that code them: table[min(magnitude in halves, last)]."""
+    last = table.size - 1
+    for b in range(symbols.shape[0]):
+        for r in range(symbols.shape[1]):
+            for k in range(symbols.shape[2]):
+                for c in range(symbols.shape[3]):
+                    out[b, r, k, c] = table[min(abs(trellis.halves(symbols[b, r, k, c], tables[b, r, k, c])), last)]
+
+
 def asinh(t: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 [B,h,w,C] -> its inverse hyperbolic sine, within 1e-6, rounded to `dtype`."""
     if t.is_cuda:
@@ -125,12 +137,17 @@ def limited(t: Tensor) -> Tensor:
     return out
 
 
-def looked_up(symbols: Tensor, table: Tensor) -> Tensor:
-    """int16 [B,h,w,C] -> table[min(|symbol|, last)], of the table's type, channels last in memory; exact."""
+def looked_up(symbols: Tensor, table: Tensor, tables: Tensor | None = None) -> Tensor:
+    """int16 [B,h,w,C] -> table[min(|symbol|, last)], of the table's type, channels last in memory; exact. tables: those
+    that code symbols of a trellis, uint8 [B,h,w,C]; `table` is then for halves, up to trellis.LOUDEST."""
     if symbols.is_cuda:
-        return table[symbols.abs().clamp_(max=len(table) - 1).int()]
+        at = symbols.abs().clamp_(max=len(table) - 1).int() if tables is None else trellis.halves_of(symbols, tables)
+        return table[at]
     out = torch.empty(symbols.shape, dtype=table.dtype)
-    _looked_up(symbols.numpy(), table.numpy(), out.numpy())
+    if tables is None:
+        _looked_up(symbols.numpy(), table.numpy(), out.numpy())
+    else:
+        _looked_up_of_trellis(symbols.numpy(), tables.numpy(), table.numpy(), out.numpy())
     return out
 
 

@@ -864,14 +864,13 @@ def integer_frequencies(probability: np.ndarray) -> np.ndarray:
     """Probabilities [n] (any positive sum) -> uint32 [n], each at least 1, sum exactly 2**PRECISION."""
     total = 1 << PRECISION
     p = np.maximum(np.asarray(probability, np.float64), 0)
-    freq = np.maximum(1, np.floor(p / p.sum() * (total - len(p)) + 0.5)).astype(np.int64)
-    excess = int(freq.sum()) - total
-    for i in np.argsort(-freq):  # take from (or give to) the largest, whose relative change is least
-        if excess == 0:
-            break
-        change = min(excess, int(freq[i]) - 1) if excess > 0 else excess
-        freq[i] -= change
-        excess -= change
+    p /= p.sum()
+    low, high = 0.0, float(total)  # what the probabilities are multiplied by, so that with the ones the sum fits
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(1, np.rint(p * middle)).sum() <= total else (low, middle)
+    freq = np.maximum(1, np.rint(p * low)).astype(np.int64)
+    freq[np.argsort(-p, kind="stable")[: total - int(freq.sum())]] += 1  # what rounding left, fewer than there are
     return freq.astype(np.uint32)
 
 
@@ -935,13 +934,15 @@ def save_model(model: NightCodec, path: str | Path, **metadata: str) -> str:
     arrays["tables.y"] = np.concatenate(tables.y_freq).astype(np.uint16)
     arrays["tables.y_sizes"] = np.array([len(f) for f in tables.y_freq], np.int32)
     arrays["tables.z"] = np.stack([np.stack(row) for row in tables.z_freq]).astype(np.uint16)
-    header: dict = {
-        "__metadata__": {
-            "config": json.dumps(dataclasses.asdict(model.config)),
-            "format": "nightpress-codec-1",
-            **metadata,
-        }
-    }
+    metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "format": "nightpress-codec-1", **metadata}
+    data = packed_tensors(arrays, metadata)
+    Path(path).write_bytes(data)
+    return model_id(data)
+
+
+def packed_tensors(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """Bytes of a safetensors file."""
+    header: dict = {"__metadata__": metadata}
     codes = {np.dtype(v): k for k, v in _DTYPES.items()}
     offset = 0
     for name, array in arrays.items():
@@ -953,9 +954,7 @@ def save_model(model: NightCodec, path: str | Path, **metadata: str) -> str:
         offset += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    data = struct.pack("<Q", len(text)) + text + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
-    Path(path).write_bytes(data)
-    return model_id(data)
+    return struct.pack("<Q", len(text)) + text + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
 
 
 def model_id(source: str | Path | bytes) -> str:
@@ -966,15 +965,25 @@ def model_id(source: str | Path | bytes) -> str:
 
 def read_model_file(source: str | Path | bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a model file. Raises ValueError naming what is wrong with it."""
+    try:
+        return read_tensors(source, "nightpress-codec-1")
+    except ValueError as error:
+        name = "model" if isinstance(source, bytes) else str(source)
+        raise ValueError(
+            f"{name} is not a Nightpress codec model: {error}; take a file that `nightpress train` wrote"
+        ) from error
+
+
+def read_tensors(source: str | Path | bytes, wanted: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a safetensors file whose metadata name the format `wanted`. Raises ValueError."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    name = "model" if isinstance(source, bytes) else str(source)
     try:
         (length,) = struct.unpack_from("<Q", data)
         if length > 1_000_000 or 8 + length > len(data):
             raise ValueError("header length out of range")
         header = json.loads(data[8 : 8 + length])
         metadata = header.pop("__metadata__")
-        if metadata.get("format") != "nightpress-codec-1":
+        if metadata.get("format") != wanted:
             raise ValueError(f"format is {metadata.get('format')!r}")
         arrays = {}
         for key, entry in header.items():
@@ -984,10 +993,8 @@ def read_model_file(source: str | Path | bytes) -> tuple[dict[str, np.ndarray], 
                 raise ValueError(f"tensor {key} lies outside the file")
             raw = np.frombuffer(data, dtype, (end - begin) // dtype.itemsize, 8 + length + begin)
             arrays[key] = raw.reshape(entry["shape"])
-    except (struct.error, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} is not a Nightpress codec model: {error}; take a file that `nightpress train` wrote"
-        ) from error
+    except (struct.error, KeyError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     return arrays, metadata
 
 

@@ -77,7 +77,7 @@ def main() -> int:
         load_model(lzma.decompress((DATA / f"{name}.safetensors.xz").read_bytes())) for name in ("tiny", "grouped")
     )
     seeds = [
-        (path.stem, path.read_bytes(), grouped if path.stem.startswith("grouped") else tiny)
+        (path.stem, path.read_bytes(), grouped if path.stem.startswith(("grouped", "trellis")) else tiny)
         for path in sorted((DATA / "golden").glob("*.npi"))
     ]
     if args.model:

@@ -43,12 +43,16 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(bad)
 
 
-@pytest.mark.parametrize("name", ["rgb", "rgba", "grey-alpha", "labelled", "pixel", "segments"])
+NAMES = ["rgb", "rgba", "grey-alpha", "labelled", "pixel", "segments", "trellis-rgb", "trellis-segments"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("resealed", [False, True])
-def test_mutants_end_in_an_error_or_the_same_picture(tiny, golden, name, resealed):
+def test_mutants_end_in_an_error_or_the_same_picture(tiny, grouped, golden, name, resealed):
     """With the checksum as it was: error or the exact picture. With a forged checksum: error or some picture."""
     data = (golden / f"{name}.npi").read_bytes()
-    original = np.asarray(decode(data, model=tiny))
+    model = grouped if name.startswith("trellis") else tiny
+    original = np.asarray(decode(data, model=model))
     rng = np.random.default_rng(17)
     refused = 0
     for _ in range(40):
@@ -57,7 +61,7 @@ def test_mutants_end_in_an_error_or_the_same_picture(tiny, golden, name, reseale
             bad = sealed(bad[:-4])
         begun = time.perf_counter()
         try:
-            shown = np.asarray(decode(bad, model=tiny))
+            shown = np.asarray(decode(bad, model=model))
         except CodecError:
             refused += 1
         else:

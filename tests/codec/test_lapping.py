@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codec import lapped_cells, lapping
+from codec import lapped_cells, lapping, trellis
 from codec.coder import decode, encode
 from codec.latents import _gather_cells, _gather_lapped, _spread
 from codec.model import Config as CodecConfig
@@ -125,8 +125,8 @@ def defined(model: NightCodec, image: Image.Image, level: int) -> np.ndarray:
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     height, width = x.shape[2:]
     x = torch.nn.functional.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
-    symbols = model.quantise(model.analysis(x), level)
-    shown = model.synthesis(model.reconstruct_latent(symbols.z, symbols.y, level), level)
+    *_, values = trellis.quantised(model, model.analysis(x), level)
+    shown = model.synthesis(model.unscale(values, level), level)
     return 255 * shown[0, :, :height, :width].clamp(0, 1).permute(1, 2, 0).numpy()
 
 

@@ -38,7 +38,10 @@ def test_kernels_take_muons_step_and_the_rest_adams():
         assert torch.allclose(change.abs(), torch.tensor(0.01), rtol=1e-2)
 
 
-def test_kernels_of_one_shape_step_as_torchs_muon_does():
+@pytest.mark.parametrize("halves", [True, False])
+def test_kernels_of_one_shape_step_as_torchs_muon_does(monkeypatch, halves):
+    """Torch computes in bfloat16 on every machine; in float32 the steps, up to 0.05, differ by its rounding."""
+    monkeypatch.setattr("codec.optimiser.native_bfloat16", lambda device: halves)
     torch.manual_seed(2)
     net = nn.Sequential(*(nn.Conv2d(16, 16, 3, bias=False) for _ in range(3)), nn.Conv2d(16, 40, 1, bias=False))
     net = net.to(memory_format=torch.channels_last)
@@ -54,7 +57,7 @@ def test_kernels_of_one_shape_step_as_torchs_muon_does():
         muon.step()
         optimiser.step()
         for matrix, kernel in zip(matrices, net.parameters(), strict=True):
-            assert torch.allclose(kernel.permute(0, 2, 3, 1).flatten(1), matrix, atol=1e-6)
+            assert torch.allclose(kernel.permute(0, 2, 3, 1).flatten(1), matrix, atol=1e-6 if halves else 2e-3)
 
 
 def test_gradients_are_clipped_and_those_without_end_dropped():

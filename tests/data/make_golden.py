@@ -1,8 +1,10 @@
-"""Makes tests/data/{tiny,grouped}.safetensors.xz and golden/*.npi: the files that pin format 1. Run on purpose only:
+"""Makes tests/data/{tiny,grouped}.safetensors.xz and golden/*.npi: the files that pin formats 1 and 2. Run on purpose
+only:
 
-    python tests/data/make_golden.py --really [tiny] [grouped]
+    python tests/data/make_golden.py --really [tiny] [grouped] [trellis]
 
-`tiny` codes its latent as one group, in two passes; `grouped` in three groups and four passes. The models are drawn
+`tiny` codes its latent as one group, in two passes; `grouped` in three groups and four passes; both write format 1.
+`trellis` are files of the grouped model in format 2. The models are drawn
 from a seed, not trained: linear transforms as at the start of training, random networks with most weights of the wide
 layers at zero (so that they pack small), made strong enough for every branch to matter and for escapes to occur.
 """
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from codec import trellis
 from codec.coder import prepare
 from codec.model import Config, NightCodec, load_model, save_model
 from codec.pixels import picture_from_image
@@ -106,26 +109,31 @@ def pictures() -> dict[str, tuple]:
     }
 
 
+KINDS = (*CONFIGS, "trellis")
 GROUPED = ("rgb", "rgb-low", "rgb-high", "segments")  # what the second model codes
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--really", nargs="*", choices=list(CONFIGS), default=[], help="write this model's files; else only sizes"
+        "--really", nargs="*", choices=KINDS, default=[], help="write this model's files; else only sizes"
     )
     args = parser.parse_args()
     folder = HERE / "golden"
     folder.mkdir(exist_ok=True)
-    for kind, config in CONFIGS.items():
-        data = small_model(config)
-        packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
-        print(f"{kind}: {len(data)} bytes, {len(packed)} packed")
+    for kind in KINDS:
+        if kind == "trellis":
+            data = lzma.decompress((HERE / "grouped.safetensors.xz").read_bytes())
+        else:
+            data = small_model(CONFIGS[kind])
+            packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+            print(f"{kind}: {len(data)} bytes, {len(packed)} packed")
+            if kind in args.really:
+                (HERE / f"{kind}.safetensors.xz").write_bytes(packed)
+        trellis.applies = lambda config, kind=kind: kind == "trellis"
         model = load_model(data)
-        if kind in args.really:
-            (HERE / f"{kind}.safetensors.xz").write_bytes(packed)
         for name, (image, level, segment) in pictures().items():
-            if kind == "grouped" and name not in GROUPED:
+            if kind != "tiny" and name not in GROUPED:
                 continue
             name = name if kind == "tiny" else f"{kind}-{name}"
             prepared = prepare(picture_from_image(image), model, segment)
