@@ -82,7 +82,7 @@ def _coding(model: NightCodec) -> _Coding:
         z = [entropy.TableSet([None, *row]) for row in tables.z_freq]
         least = [sum(one.least_bits(c + 1) for c in range(model.config.hyper)) for one in z]
         coding = model._coding = _Coding(
-            entropy.TableSet([None, *tables.y_freq[1:]]), trellis.table_set(tables.y_freq), z, least
+            entropy.TableSet([None, *tables.y_freq[1:]]), entropy.TableSet(trellis.with_own(tables.y_freq)), z, least
         )
     return coding
 

@@ -24,14 +24,13 @@ import zlib
 import numba
 import numpy as np
 
+from codec.states import FIRST_BIN, NEXT, ODD_STATES
+
 PRECISION = 14  # frequencies of a table sum to 2**PRECISION
 TOTAL = 1 << PRECISION
 LOWEST = 1 << 16  # states stay in [LOWEST, 2**32)
 COARSE_BITS = 10  # slots are looked up by their top bits, then searched
 EVERYWHERE, EVEN, ODD = -1, 0, 1  # which cells of a block are coded
-NEXT = np.array([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]], np.uint8)  # trellis: state, parity
-FIRST_BIN = 14  # the tables from this one on are those of the trellis's even states; those below have no part in it
-ODD_STATES = 64  # what is added to their numbers in odd states
 
 _OK, _RAN_OUT, _BAD_ESCAPE = 0, 1, 2
 

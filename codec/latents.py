@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codec import trellis
+from codec import trellis, trellis_search
 from codec.inference import Inference, inference_of
 from codec.lapped_cells import lap_row, lap_rows, new_scratch
 from codec.model import STEP, Z_MAX, NightCodec, at_level, lambda_of
@@ -195,12 +195,12 @@ def _settle_trellis(y, gain, mean, index, thresholds, states, bits, symbols, ind
         for k in range(width):
             for c in range(channels):
                 residual[k, c] = y[r, k, c] * gain[c] - mean[r, k, c]
-        trellis.best(residual, index[r], states[r], bits, thresholds, row, tables)
+        trellis_search.best(residual, index[r], states[r], bits, thresholds, row, tables)
         _plane_by_plane(row, r, symbols)
         _plane_by_plane(tables, r, indices)
         for k in range(width):
             for c in range(channels):
-                twice = trellis.halves(row[k, c], tables[k, c])
+                twice = trellis_search.halves(row[k, c], tables[k, c])
                 values[r, k, c] = np.float32(0.5) * np.float32(twice) + mean[r, k, c]
 
 
@@ -211,7 +211,7 @@ def _value_trellis(symbols, tables, mean, values):
     for r in range(height):
         for k in range(width):
             for c in range(channels):
-                twice = trellis.halves(symbols[c, r, k], tables[c, r, k])
+                twice = trellis_search.halves(symbols[c, r, k], tables[c, r, k])
                 values[r, k, c] = np.float32(0.5) * np.float32(twice) + mean[r, k, c]
 
 
@@ -376,7 +376,7 @@ def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid, with_trell
         scaled = pack(y.window(*window.box)[..., first].to(device) * gain[..., first], parity)
         if with_trellis:
             states = torch.zeros(index.shape[:-1], dtype=torch.uint8)
-            symbols, index = trellis.settle(scaled - mean, index, states, model.thresholds)
+            symbols, index = _settled(model, scaled - mean, index, states)
             put(latents.states, window, slice(None), states[..., None], parity)
             value = trellis.values_of(symbols, index) + mean
         else:
@@ -413,6 +413,17 @@ def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid, with_trell
     return latents
 
 
+def _settled(model: NightCodec, residual: Tensor, index: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """The trellis's symbols and tables [..,C] where the residual is; states [..] are moved on in place."""
+    if not residual.is_cuda:
+        return trellis_search.settle(residual, index, states, model.thresholds)
+    rows, numbers, uniform = (t.reshape(-1, t.shape[-1]) for t in (residual, index, model.round(residual, index)))
+    chain = states.reshape(-1).to(residual.device)
+    pair = trellis.settle(rows, numbers, chain, uniform)
+    states.copy_(chain.view(states.shape))
+    return tuple(part.view(residual.shape) for part in pair)
+
+
 def _settle_group(
     model: NightCodec, latents: Latents, window: Window, channels: slice, y: Tensor, gain: Tensor, index: Tensor,
     mean: Tensor,
@@ -424,7 +435,7 @@ def _settle_group(
             symbols = model.round(y * gain - mean, index) * (index > 0)
             value = symbols + mean
         else:
-            symbols, index = trellis.settle(y * gain - mean, index, states, model.thresholds)
+            symbols, index = _settled(model, y * gain - mean, index, states)
             value = trellis.values_of(symbols, index) + mean
         for bands, part in ((latents.index, index), (latents.symbols, symbols), (latents.values, value)):
             fill(bands, window, channels, part)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec import trellis
+from codec import trellis, trellis_search
 from codec.model import MEAN_LIMIT
 
 _TWO_OVER_LIMIT = np.float32(2 * math.log2(math.e) / MEAN_LIMIT)
@@ -113,7 +113,8 @@ def _looked_up_of_trellis(symbols, tables, table, out):
         for r in range(symbols.shape[1]):
             for k in range(symbols.shape[2]):
                 for c in range(symbols.shape[3]):
-                    out[b, r, k, c] = table[min(abs(trellis.halves(symbols[b, r, k, c], tables[b, r, k, c])), last)]
+                    size = abs(trellis_search.halves(symbols[b, r, k, c], tables[b, r, k, c]))
+                    out[b, r, k, c] = table[min(size, last)]
 
 
 def asinh(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -29,6 +29,9 @@ a checkerboard, then the odd ones; then, all cells at once, the next 72 channels
 lower frequencies of their own cell alone. (codec-1 and the golden files' model have two: all channels of the even
 cells, then of the odd ones.)
 
+Symbols are drawn as rounded; encoders quantise what has a wide enough bin by a trellis (trellis.py), where symbols
+stand for values half a step apart.
+
 Level (0..1000, ten per quality step) only enters through gains after the analysis, so that one analysis serves all
 rates. The scale index of each symbol comes from integer arithmetic alone (exact.py) on z and on the magnitudes of
 earlier passes' symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
@@ -833,14 +836,23 @@ class NightCodec(nn.Module):
             scaled = self.scale(y, level)
             z = torch.round(self.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
 
-        def settle(channels: slice, mean: Tensor, index: Tensor) -> Tensor:
-            return (self.round(scaled[:, channels] - mean, index) * (index > 0)).detach()
+        from codec import trellis
 
-        symbols, mean, index = self.passes(z, level, height, width, settle)
+        if trellis.applies(self.config):
+            with trellis.Quantiser(self, scaled) as quantiser:
+                values, mean, index = self.passes(z, level, height, width, quantiser)
+            mass = trellis.cell_mass(quantiser.symbols, quantiser.tables, scale_of(index))
+        else:
+
+            def settle(channels: slice, mean: Tensor, index: Tensor) -> Tensor:
+                return (self.round(scaled[:, channels] - mean, index) * (index > 0)).detach()
+
+            values, mean, index = self.passes(z, level, height, width, settle)
+            mass = gaussian_mass(values, scale_of(index))
         # The unforced residual keeps a cost on bin 0 for what it suppresses.
-        wanted = torch.where(index > 0, symbols, self.round(scaled - mean, index.clamp_min(1.0)))
-        y_bits = -torch.log2(gaussian_mass(wanted, scale_of(index))).sum((1, 2, 3))
-        return self.synthesis(self.unscale(symbols + mean, level), level), y_bits
+        unforced = gaussian_mass(self.round(scaled - mean, index.clamp_min(1.0)), scale_of(index))
+        y_bits = -torch.log2(torch.where(index > 0, mass, unforced)).sum((1, 2, 3))
+        return self.synthesis(self.unscale(values + mean, level), level), y_bits
 
 
 def scale_of(index: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ One model learns all rates: each sample draws a level, its loss is (bpp + lambda
 The learning rate is constant, then falls with a cosine to zero over the last part of the time given; the state at
 the start of the fall is kept (`trunk.pt`), and `--resume` goes on from there with more time. From the fall on,
 rounding follows the rate-distortion thresholds of use; in the last tenth the encoder is frozen, and what follows the
-symbols learns from real ones, the bottlenecks in 8 bits (with `--finish 1` that is all that is done to a start).
+symbols learns from real ones, those of the trellis (trellis.py), the bottlenecks in 8 bits (with `--finish 1` that is
+all that is done to a start).
 
 Pictures that splits.py holds out are never seen. Sizes are options; a smaller model may start from a larger one's
 blocks. What was tried and what should come next, with figures: weights/codec-2.md to codec-4.md.

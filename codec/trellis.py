@@ -17,28 +17,33 @@ integers, a decoder finds the same ones everywhere.
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from codec import entropy
-from codec.entropy import FIRST_BIN, NEXT, ODD_STATES
-from codec.model import BINS, STEP, Z_MAX, Config, bin_scales, integer_frequencies, read_tensors, y_radius
+from codec.model import (
+    BINS,
+    PRECISION,
+    STEP,
+    Z_MAX,
+    Config,
+    NightCodec,
+    bin_scales,
+    integer_frequencies,
+    read_tensors,
+    y_radius,
+)
+from codec.states import BEFORE, BRANCH, FIRST_BIN, ODD_STATES, STATES
 
-STATES = 8
 STRENGTH = 1.4  # weight of squared errors in the search, in units of what high-rate theory gives; measured best
 LOUDEST = 2 * 1023  # halves from which on magnitudes look alike to the index network
 TABLES = Path(__file__).parent / "trellis.safetensors"
 
 WEIGHT = np.float32(STRENGTH * STEP**2 / 3)  # bits per squared error
-_COSTS = 64  # magnitudes that have a cost of their own in the search
-_LANES = 16  # cells that the search takes side by side
-_BEFORE = np.array([[s for s in range(STATES) if t in NEXT[s]] for t in range(STATES)], np.uint8)  # two lead to each
-_PARITY = np.array([[int(NEXT[s][1] == t) for s in _BEFORE[t]] for t in range(STATES)], np.uint8)
-_BRANCH = (2 * (_BEFORE & 1) + _PARITY).astype(np.uint8)  # which of (quantiser, parity) leads there
+COSTS = 64  # magnitudes that have a cost of their own in the search
 
 
 def applies(config: Config) -> bool:
@@ -69,30 +74,40 @@ def parametric() -> list[np.ndarray | None]:
     return tables
 
 
-def table_set(y_freq: list[np.ndarray]) -> entropy.TableSet:
-    """For the entropy coder, with a model's own tables for what is quantised uniformly."""
+def with_own(y_freq: list[np.ndarray]) -> list[np.ndarray | None]:
+    """All tables of a stream: the format's, and a model's own for what is quantised uniformly."""
     own = [None, *y_freq[1:FIRST_BIN]]
     tables = [own[i] if i < FIRST_BIN else table for i, table in enumerate(frequencies())]
-    return entropy.TableSet([None, *(tables[1] if table is None else table for table in tables[1:])])  # unused ones
+    return [None, *(tables[1] if table is None else table for table in tables[1:])]  # the others are never named
 
 
 @functools.cache
 def costs() -> np.ndarray:
-    """Bits of magnitudes 0, 1, .. in each table, float32 [2 BINS,_COSTS]; the last stands for all beyond."""
+    """Bits of magnitudes 0, 1, .. in each table, float32 [2 BINS,COSTS]; the last stands for all beyond."""
     return costs_of(frequencies())
 
 
 def costs_of(tables: list[np.ndarray | None]) -> np.ndarray:
     """The same of any tables."""
-    bits = np.zeros((2 * BINS, _COSTS), np.float32)
+    bits = np.zeros((2 * BINS, COSTS), np.float32)
     for number, table in enumerate(tables):
         if table is None:
             continue
         middle = (len(table) - 2) // 2
-        known = entropy.PRECISION - np.log2(table[middle:-1][:_COSTS].astype(np.float64))
-        beyond = entropy.PRECISION - np.log2(float(table[-1])) + 2 * np.log2(np.arange(1, _COSTS + 1)) + 2
-        bits[number] = np.concatenate((known, beyond))[:_COSTS]
+        known = PRECISION - np.log2(table[middle:-1][:COSTS].astype(np.float64))
+        beyond = PRECISION - np.log2(float(table[-1])) + 2 * np.log2(np.arange(1, COSTS + 1)) + 2
+        bits[number] = np.concatenate((known, beyond))[:COSTS]
     return bits
+
+
+def cell_mass(symbols: Tensor, tables: Tensor, sigma: Tensor) -> Tensor:
+    """Probability under a centred Gaussian of the values nearest to each symbol's among those of its quantiser, never
+    below 1e-7; differentiable in sigma."""
+    k, odd = symbols.abs().float(), (tables >= ODD_STATES).float()
+    low = torch.where((odd > 0) & (k == 0), -0.25, torch.where((odd > 0) & (k == 1), 0.25, k - 0.5 - 0.5 * odd))
+    high = torch.where((odd > 0) & (k == 0), 0.25, k + 0.5 - 0.5 * odd)
+    upper, lower = (torch.erfc(edge / (sigma * math.sqrt(2))) for edge in (low, high))
+    return (0.5 * (upper - lower)).clamp_min(1e-7)
 
 
 @functools.cache
@@ -114,141 +129,125 @@ def values_of(symbols: Tensor, tables: Tensor) -> Tensor:
     return k - 0.5 * torch.sign(k) * (tables >= ODD_STATES)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def halves(symbol, table):
-    """The value of one, less its mean, in halves, int32."""
-    twice = 2 * np.int32(symbol)
-    if table >= ODD_STATES:
-        twice -= np.int32(symbol > 0) - np.int32(symbol < 0)
-    return twice
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _uniform(residual, bins, thresholds, symbols, tables):
-    """Symbols of a cell [C] as NightCodec.round has them, and their tables, which are their bins."""
-    most, entries, limits = thresholds.shape[1] - 1, thresholds.shape[1], thresholds.ravel()
-    for c in range(residual.size):
-        size = abs(residual[c])
-        symbol = np.int32(min(np.rint(size), np.float32(32767)))
-        lower = symbol <= most and size < limits[np.int32(bins[c]) * entries + min(symbol, most)]
-        symbol = (symbol - lower) * (bins[c] > 0)
-        symbols[c] = -symbol if residual[c] < 0 else symbol
-        tables[c] = bins[c]
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def best(residual, bins, states, bits, thresholds, symbols, tables):
-    """The search. residual float32 [n,C] in the level's steps, bins uint8 [n,C], states uint8 [n] (moved on in place),
-    bits: costs, thresholds: model.rounding_thresholds -> symbols int16, tables uint8 [n,C] in place."""
-    cells, channels = residual.shape
-    nothing, most, costs = np.float32(0), np.int32(_COSTS - 1), bits.ravel()
-    cost, new = np.empty((STATES, _LANES), np.float32), np.empty((STATES, _LANES), np.float32)
-    price = np.empty((4, _LANES), np.float32)
-    size, number = np.zeros(_LANES, np.float32), np.zeros(_LANES, np.int32)
-    second = np.empty((channels, STATES, _LANES), np.uint8)  # whether the second way to a state was the cheaper
-    chosen = np.empty((channels, 4, _LANES), np.int32)
-    highest = np.empty(channels, np.uint8)
-    for first in range(0, cells, _LANES):
-        lanes = min(_LANES, cells - first)
-        cost[:], highest[:] = np.float32(1e30), 0
-        for lane in range(lanes):
-            cell = first + lane
-            cost[states[cell], lane] = np.float32(0)
-            _uniform(residual[cell], bins[cell], thresholds, symbols[cell], tables[cell])
-            for c in range(channels):
-                highest[c] = max(highest[c], bins[cell, c])
-        for c in range(channels):
-            if highest[c] < FIRST_BIN:
-                continue
-            for lane in range(lanes):
-                bin_ = bins[first + lane, c]
-                number[lane] = bin_ if bin_ >= FIRST_BIN else 0
-                size[lane] = min(abs(residual[first + lane, c]), np.float32(32000))
-            for odd in range(2):
-                shift, entry, this = np.float32(0.5 * odd), np.int32(ODD_STATES * odd), 2 * odd
-                for lane in range(_LANES):
-                    u, at = size[lane], (number[lane] + entry) * _COSTS
-                    low = np.int32(u + shift)  # and low + 1: one of either parity
-                    even, uneven = (low + np.int32(1)) & np.int32(-2), low | np.int32(1)
-                    gap = u - max(np.float32(even) - shift, nothing)
-                    price_even = WEIGHT * gap * gap + costs[np.uint32(at + min(even, most))]
-                    price_zero = WEIGHT * u * u + costs[np.uint32(at)]
-                    gap = u - (np.float32(uneven) - shift)
-                    price[this, lane] = price_zero if price_zero < price_even else price_even
-                    price[this + 1, lane] = WEIGHT * gap * gap + costs[np.uint32(at + min(uneven, most))]
-                    chosen[c, this, lane] = np.int32(0) if price_zero < price_even else even
-                    chosen[c, this + 1, lane] = uneven
-            for t in range(STATES):
-                one, other = _BEFORE[t, 0], _BEFORE[t, 1]
-                to_one, to_other = _BRANCH[t, 0], _BRANCH[t, 1]
-                for lane in range(_LANES):
-                    by_one, by_other = cost[one, lane] + price[to_one, lane], cost[other, lane] + price[to_other, lane]
-                    second[c, t, lane] = by_other < by_one
-                    least = by_other if by_other < by_one else by_one
-                    new[t, lane] = least if number[lane] > 0 else cost[t, lane]
-            cost, new = new, cost
-        for lane in range(lanes):
-            cell, state = first + lane, 0
-            for t in range(1, STATES):
-                if cost[t, lane] < cost[state, lane]:
-                    state = t
-            states[cell] = state
-            for c in range(channels - 1, -1, -1):
-                if highest[c] < FIRST_BIN or bins[cell, c] < FIRST_BIN:
-                    continue
-                way = second[c, state, lane]
-                branch = _BRANCH[state, way]
-                k = chosen[c, branch, lane]
-                symbols[cell, c] = -k if residual[cell, c] < 0 else k
-                tables[cell, c] = bins[cell, c] + ODD_STATES * (branch >> 1)
-                state = _BEFORE[state, way]
-
-
-def settle(
-    residual: Tensor, bins: Tensor, states: Tensor, thresholds: Tensor, bits: np.ndarray | None = None
-) -> tuple[Tensor, Tensor]:
-    """residual float32 [..,C] in the level's steps, bins uint8 [..,C], states uint8 [..] on the CPU, moved on in place,
-    the model's thresholds -> (symbols int16, tables uint8) [..,C] on the residual's device: the cheapest way for each
-    cell. bits: other costs than the format's tables have."""
-    rows = residual.cpu().reshape(-1, residual.shape[-1]).contiguous()
-    chain = states.contiguous()
-    symbols, tables = torch.empty(rows.shape, dtype=torch.int16), torch.empty(rows.shape, dtype=torch.uint8)
-    best(
-        rows.numpy(), bins.cpu().reshape(rows.shape).contiguous().numpy(), chain.view(-1).numpy(),
-        costs() if bits is None else bits, thresholds.cpu().numpy(), symbols.numpy(), tables.numpy(),
-    )  # fmt: skip
-    states.copy_(chain)
-    return symbols.view(residual.shape).to(residual.device), tables.view(residual.shape).to(residual.device)
+@functools.cache
+def _on(device: torch.device) -> tuple[Tensor, ...]:
+    """costs, BEFORE and BRANCH there."""
+    return tuple(torch.from_numpy(a).to(device) for a in (costs(), BEFORE.astype(np.int64), BRANCH.astype(np.int64)))
 
 
 @torch.no_grad()
-def quantised(model, y: Tensor, level: int, bits: np.ndarray | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def settle(
+    residual: Tensor, bins: Tensor, states: Tensor, uniform: Tensor, bits: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The search, by the definition: the cheapest way of each cell through its channels.
+
+    residual float32 [N,C] in the level's steps, bins uint8 [N,C], states uint8 [N], moved on in place; uniform:
+    what NightCodec.round makes of the residual, taken for bins below FIRST_BIN; bits: other costs than the format's
+    tables have -> (symbols int16, tables uint8) [N,C]. On the CPU trellis_search.py is many times as fast.
+    """
+    own, before, branch = _on(residual.device)
+    bits = own if bits is None else bits
+    number = torch.where(bins < FIRST_BIN, 0, bins).long().t()  # [C,N]
+    size = residual.abs().clamp(max=32000.0).t()
+    prices, chosen = [], []
+    for odd in (0, 1):
+        entry, shift = COSTS * (number + ODD_STATES * odd), 0.5 * odd
+        low = (size + shift).int()  # and low + 1: one of either parity
+
+        def price(k: Tensor, entry: Tensor = entry, shift: float = shift) -> Tensor:
+            gap = size - (k - shift).clamp(min=0)
+            return float(WEIGHT) * gap.square() + bits.take(entry + k.clamp(max=COSTS - 1))
+
+        even, uneven, nought = (low + 1) & -2, low | 1, torch.zeros_like(low)
+        zero = price(nought) < price(even)
+        even = torch.where(zero, nought, even)
+        prices += [price(even), price(uneven)]
+        chosen += [even, uneven]
+    prices, chosen = torch.stack(prices, 1), torch.stack(chosen, 1)  # [C,4,N]
+    cost = torch.full((STATES, len(residual)), 1e30, device=residual.device)
+    cost.scatter_(0, states.long()[None], 0.0)
+    ways = []
+    for c in range(len(number)):
+        least, way = (cost[before] + prices[c][branch]).min(1)
+        cost = torch.where(number[c] > 0, least, cost)
+        ways.append(way)
+    state = cost.argmin(0)
+    states.copy_(state)
+    symbols, odd = torch.empty_like(chosen[:, 0]), torch.empty_like(number)
+    for c in range(len(number) - 1, -1, -1):
+        way = ways[c].gather(0, state[None])[0]
+        through = branch[state, way]
+        symbols[c], odd[c] = chosen[c].gather(0, through[None])[0], through >> 1
+        state = torch.where(number[c] > 0, before[state, way], state)
+    symbols = torch.where(residual < 0, -symbols.t(), symbols.t())
+    plain = bins < FIRST_BIN
+    symbols = torch.where(plain, uniform * (bins > 0), symbols).to(torch.int16)
+    return symbols, torch.where(plain, bins, bins + ODD_STATES * odd.t()).to(torch.uint8)
+
+
+def search_for(model: NightCodec) -> Callable:
+    """`settle`, or where the model is on the CPU and numba is at hand, which trainings do not need, the same faster."""
+    if model.log_gain.is_cuda:
+        return settle
+    try:
+        from codec import trellis_search
+    except ImportError:
+        return settle
+    thresholds = model.thresholds
+    return lambda residual, bins, states, uniform: trellis_search.settle(residual, bins, states, thresholds)
+
+
+class Quantiser:
+    """Takes the place of `settle` in NightCodec.passes on a whole latent: called for each slice of channels, it gives
+    their values less means. Afterwards `symbols` int16 and `tables` uint8 [B,latent,h,w] are there.
+
+    search: as `settle`; by default the fastest. Within it `model.seen` looks at values in halves.
+    """
+
+    def __init__(self, model: NightCodec, scaled: Tensor, search: Callable | None = None):
+        self.model, self.scaled, self.search = model, scaled, search or search_for(model)
+        batch, _, height, width = scaled.shape
+        self.states = torch.zeros(batch * height * width, dtype=torch.uint8, device=scaled.device)
+        self.found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __enter__(self) -> "Quantiser":
+        table = loudness(self.scaled.device)
+        self.model.seen = lambda values: table[(2 * values.abs()).long().clamp(max=LOUDEST)]
+        return self
+
+    def __exit__(self, *_) -> None:
+        del self.model.seen
+
+    def __call__(self, channels: slice, mean: Tensor, index: Tensor) -> Tensor:
+        if channels.start == 0:  # both passes of the first group begin there, and the second repeats the first
+            self.states.zero_()
+        with torch.no_grad():
+            residual = self.scaled[:, channels] - mean
+            uniform = self.model.round(residual, index)
+            batch, count, height, width = residual.shape
+            rows = [t.permute(0, 2, 3, 1).reshape(-1, count) for t in (residual, index.to(torch.uint8), uniform)]
+            pair = self.search(*rows[:2], self.states, rows[2])
+            pair = tuple(t.view(batch, height, width, count).permute(0, 3, 1, 2) for t in pair)
+        self.found[channels.start] = pair
+        return values_of(*pair)
+
+    @property
+    def symbols(self) -> Tensor:
+        return torch.cat([self.found[key][0] for key in sorted(self.found)], 1)
+
+    @property
+    def tables(self) -> Tensor:
+        return torch.cat([self.found[key][1] for key in sorted(self.found)], 1)
+
+
+@torch.no_grad()
+def quantised(
+    model: NightCodec, y: Tensor, level: int, search: Callable | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The definition of what latents.py does window by window: y float32 [B,latent,h,w] -> (z, symbols int16, tables
-    uint8, values float32 in the level's steps), the last three [B,latent,h,w]. bits: see `settle`."""
+    uint8, values float32 in the level's steps), the last three [B,latent,h,w]."""
     scaled = model.scale(y, level)
     z = torch.round(model.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
-    states: list[Tensor] = []
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def settle_(channels: slice, mean: Tensor, index: Tensor) -> Tensor:
-        if channels.start == 0:  # both passes of the first group begin there, and the second repeats the first
-            states[:] = [torch.zeros(y.shape[0], *y.shape[2:], dtype=torch.uint8)]
-        residual, bins = (t.permute(0, 2, 3, 1) for t in (scaled[:, channels] - mean, index.to(torch.uint8)))
-        symbols, tables = (t.permute(0, 3, 1, 2) for t in settle(residual, bins, states[0], model.thresholds, bits))
-        found[channels.start] = symbols, tables
-        return values_of(symbols, tables)
-
-    def gathered() -> tuple[Tensor, ...]:
-        return tuple(torch.cat(parts, 1) for parts in zip(*(found[key] for key in sorted(found)), strict=True))
-
-    def seen(values: Tensor) -> Tensor:
-        return table[(2 * values.abs()).long().clamp(max=LOUDEST)]
-
-    table = loudness(y.device)
-    model.seen = seen  # the second pass sees nothing of the cells that it codes
-    try:
-        values, means, _ = model.passes(z, level, *y.shape[2:], settle_)
-    finally:
-        del model.seen
-    symbols, tables = gathered()
-    return z, symbols, tables, values + means
+    with Quantiser(model, scaled, search) as quantiser:
+        values, means, _ = model.passes(z, level, *y.shape[2:], quantiser)
+    return z, quantiser.symbols, quantiser.tables, values + means

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codec import trellis
+from codec import trellis, trellis_search
 from codec.model import LEVELS, PRECISION, integer_frequencies, load_model, packed_tensors
 from codec.train import batch, load_pictures
 
@@ -20,10 +20,14 @@ from codec.train import batch, load_pictures
 def counted(model, pictures: list[np.ndarray], crops: int, rng: random.Random, bits, like: list) -> list:
     """How often each entry of tables `like` occurs in `crops` crops of 256x256 pixels, at all levels."""
     counts = [None if table is None else np.zeros(len(table)) for table in like]
+
+    def search(residual, bins, states, uniform):
+        return trellis_search.settle(residual, bins, states, model.thresholds, bits)
+
     for _ in range(crops // 4):
         y = model.analysis(batch(pictures, 4, 256, rng))
         for level in (rng.randint(0, LEVELS) for _ in range(4)):
-            _, symbols, tables, _ = trellis.quantised(model, y, level, bits)
+            _, symbols, tables, _ = trellis.quantised(model, y, level, search)
             numbers, values = tables.numpy().ravel(), symbols.numpy().ravel().astype(np.int64)
             for number in np.unique(numbers[numbers >= trellis.FIRST_BIN]):
                 chosen, radius = values[numbers == number], (len(counts[number]) - 2) // 2

@@ -92,7 +92,7 @@ def stopwatches(model, spent: dict):
     """Adds up the time inside the networks' and the entropy coder's functions while it is open."""
     import torch
 
-    from codec import entropy, latents
+    from codec import entropy, latents, trellis_search
     from codec.inference import Inference, inference_of
 
     indices = type(inference_of(model).indices)
@@ -117,6 +117,8 @@ def stopwatches(model, spent: dict):
         (latents, "_gather_lapped"): "pixels",
         (Inference, "unlapped"): "pixels",
         (latents, "_settle"): "hyper and quantise",
+        (latents, "_settle_trellis"): "hyper and quantise",
+        (trellis_search, "settle"): "hyper and quantise",
         (entropy, "encode"): "entropy encode",
         (entropy, "checksum"): "checksum",
         (entropy.Decoder, "read"): "entropy decode",

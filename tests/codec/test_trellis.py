@@ -1,7 +1,9 @@
 """Trellis-coded quantisation: the search finds the cheapest way, decoders follow it, files of version 2 hold it."""
 
 import itertools
+import lzma
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from codec import entropy, trellis
+from codec import entropy, trellis, trellis_search
 from codec.coder import decode, decode_batch, encode, encode_batch, info, prepare
 from codec.container import BadBitstream
-from codec.entropy import FIRST_BIN, NEXT, ODD_STATES
 from codec.latents import quantise
-from codec.model import BINS, bin_scales, loudness, parametric_tables, rounding_thresholds
+from codec.model import BINS, bin_scales, load_model, loudness, parametric_tables, rounding_thresholds, scale_of
+from codec.states import FIRST_BIN, NEXT, ODD_STATES, STATES
 from codec.windows import Bands, Grid
 
 
@@ -31,6 +33,7 @@ def apart(a, b) -> int:
     return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
 
 
+DATA = Path(__file__).parents[1] / "data"
 THRESHOLDS = rounding_thresholds()
 
 
@@ -44,7 +47,7 @@ def drawn(seed: int, cells: int, channels: int, lowest: int = 0, highest: int = 
 
 def settled(residual, bins, states=None):
     states = torch.zeros(len(bins), dtype=torch.uint8) if states is None else states
-    return *trellis.settle(residual, bins, states, THRESHOLDS), states
+    return *trellis_search.settle(residual, bins, states, THRESHOLDS), states
 
 
 def cost(residual: np.ndarray, symbols, bins: np.ndarray, state: int) -> tuple[float, int]:
@@ -61,7 +64,7 @@ def cost(residual: np.ndarray, symbols, bins: np.ndarray, state: int) -> tuple[f
 
 def test_the_search_finds_the_cheapest_way():
     residual, bins = drawn(0, 40, 4, FIRST_BIN, 30)
-    start = torch.arange(40, dtype=torch.uint8) % trellis.STATES
+    start = torch.arange(40, dtype=torch.uint8) % STATES
     symbols, _, ends = settled(residual, bins, start.clone())
     for cell in range(40):
         values, numbers = residual[cell].numpy(), bins[cell].numpy()
@@ -73,6 +76,25 @@ def test_the_search_finds_the_cheapest_way():
         assert (symbols[cell] * residual[cell] >= 0).all()
 
 
+def test_both_searches_find_the_same(grouped):
+    residual, bins = drawn(7, 200, 60)
+    start = torch.arange(200, dtype=torch.uint8) % STATES
+    mine, his = start.clone(), start.clone()
+    symbols, tables = trellis_search.settle(residual, bins, mine, grouped.thresholds)
+    pair = trellis.settle(residual, bins, his, grouped.round(residual, bins))
+    same = ((symbols == pair[0]) & (tables == pair[1])).all(1)
+    assert same.float().mean() > 0.97  # the others chose between two ways of one cost
+    assert torch.equal(mine[same], his[same]) and (mine != start).any()
+    plain = bins < FIRST_BIN
+    assert torch.equal(symbols[plain], pair[0][plain]) and torch.equal(tables[plain], bins[plain])
+    for cell in torch.nonzero(~same)[:, 0].tolist():
+        values, numbers = residual[cell][~plain[cell]].numpy(), bins[cell][~plain[cell]].numpy()
+        sums = [
+            cost(values, k[cell][~plain[cell]].abs().tolist(), numbers, int(start[cell]))[0] for k in (symbols, pair[0])
+        ]
+        assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), cells=st.integers(1, 40), channels=st.integers(1, 30))
 def test_a_decoder_follows_the_states(seed, cells, channels):
@@ -80,7 +102,7 @@ def test_a_decoder_follows_the_states(seed, cells, channels):
     residual, bins = drawn(seed, cells, channels)
     symbols, tables, states = settled(residual, bins)
     planes = [t.numpy().T[:, None].copy() for t in (symbols, tables)]
-    coding = trellis.table_set(parametric_tables_of_bins())
+    coding = entropy.TableSet(trellis.with_own(parametric_tables_of_bins()))
     stream = entropy.encode([entropy.Block(*planes, coding)], entropy.checksum(planes[0]), 2)
     out, index, reached = np.zeros_like(planes[0]), bins.numpy().T[:, None].copy(), np.zeros((1, cells), np.uint8)
     decoder = entropy.Decoder(stream, 2)
@@ -101,7 +123,7 @@ def parametric_tables_of_bins() -> list:
 def test_low_bins_are_quantised_as_ever(grouped):
     residual, bins = drawn(3, 300, 20, 0, FIRST_BIN)
     states = torch.full((300,), 5, dtype=torch.uint8)
-    symbols, tables = trellis.settle(residual, bins, states, grouped.thresholds)
+    symbols, tables = trellis_search.settle(residual, bins, states, grouped.thresholds)
     assert torch.equal(symbols.float(), grouped.round(residual, bins) * (bins > 0))
     assert torch.equal(tables, bins) and (states == 5).all()
     assert torch.equal(trellis.values_of(symbols, tables), symbols.float())
@@ -133,7 +155,7 @@ def test_what_the_index_network_sees_is_never_near_a_half():
     symbols = torch.tensor([0, 1, -1, 3, -3, 2000, -30000], dtype=torch.int16)
     for number, expected in ((20, [0, 2, -2, 6, -6, 4000, -60000]), (20 + ODD_STATES, [0, 1, -1, 5, -5, 3999, -59999])):
         tables = torch.full(symbols.shape, number, dtype=torch.uint8)
-        assert [trellis.halves(np.int16(k), np.uint8(number)) for k in symbols.tolist()] == expected
+        assert [trellis_search.halves(np.int16(k), np.uint8(number)) for k in symbols.tolist()] == expected
         assert (2 * trellis.values_of(symbols, tables)).tolist() == expected
         assert trellis.halves_of(symbols, tables).tolist() == [min(abs(k), trellis.LOUDEST) for k in expected]
 
@@ -194,3 +216,28 @@ def test_batches_of_both_versions(grouped, golden):
     for data, shown in zip(files, decode_batch(files, model=grouped), strict=True):
         assert apart(shown, decode(data, model=grouped)) <= 1
     assert files[2] == encode(images[1], 80, model=grouped)
+
+
+def test_a_finishing_pass_sees_what_is_coded(grouped):
+    """Its bits are near those of the tables, its picture is the decoder's, and the scale bins learn from both."""
+    model = load_model(lzma.decompress((DATA / "grouped.safetensors.xz").read_bytes())).requires_grad_(True)
+    x = torch.from_numpy(np.array(photo(192, 160))).permute(2, 0, 1)[None].float() / 255
+    level = torch.tensor([600])
+    shown, bits = model.finishing_pass(x, level)
+    with torch.no_grad():
+        y = model.analysis(x)
+        _, symbols, tables, values = trellis.quantised(model, y, level)
+        assert torch.allclose(shown, model.synthesis(model.unscale(values, level), level), atol=1e-5)
+        index = tables % ODD_STATES
+        coded = -torch.log2(trellis.cell_mass(symbols, tables, scale_of(index.float()))[index > 0]).sum().item()
+        assert coded * 0.999 <= bits.item() <= coded * 1.5  # and what bin 0 suppresses
+    bits.sum().backward()
+    assert model.indices.groups[-1].last.weight.grad.abs().sum() > 0
+    assert grouped.seen.__self__ is grouped  # nothing of it stays on a model
+
+
+def test_the_cells_of_a_quantiser_fill_the_line():
+    k = torch.arange(-400, 401, dtype=torch.int16)
+    for number in (30, 30 + ODD_STATES):
+        mass = trellis.cell_mass(k, torch.full(k.shape, number, dtype=torch.uint8), torch.tensor(3.0))
+        assert mass.sum().item() == pytest.approx(1, abs=2e-4)  # each at least 1e-7
