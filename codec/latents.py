@@ -172,7 +172,8 @@ def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
         for k in range(width):
             for c in range(channels):
                 residual[c] = y[r, k, c] * gain[c] - mean[r, k, c]
-                rounded[c] = min(np.rint(abs(residual[c])), np.float32(32767))
+                size = np.rint(abs(residual[c]))
+                rounded[c] = size if size < np.float32(32767) else np.float32(32767)  # what is no number too
             for c in range(channels):
                 symbol = np.int32(rounded[c])
                 bin_ = np.int32(index[r, k, c])

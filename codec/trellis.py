@@ -148,7 +148,7 @@ def settle(
     own, before, branch = _on(residual.device)
     bits = own if bits is None else bits
     number = torch.where(bins < FIRST_BIN, 0, bins).long().t()  # [C,N]
-    size = residual.abs().clamp(max=32000.0).t()
+    size = residual.abs().nan_to_num(nan=32000.0).clamp(max=32000.0).t()
     prices, chosen = [], []
     for odd in (0, 1):
         entry, shift = COSTS * (number + ODD_STATES * odd), 0.5 * odd

@@ -8,6 +8,7 @@ from torch import Tensor
 from codec.states import BEFORE, BRANCH, FIRST_BIN, ODD_STATES, STATES
 from codec.trellis import COSTS, WEIGHT, costs
 
+LARGEST = np.float32(32000)  # magnitude of a symbol
 _LANES = 16  # cells that the search takes side by side
 
 
@@ -26,7 +27,8 @@ def _uniform(residual, bins, thresholds, symbols, tables):
     most, entries, limits = thresholds.shape[1] - 1, thresholds.shape[1], thresholds.ravel()
     for c in range(residual.size):
         size = abs(residual[c])
-        symbol = np.int32(min(np.rint(size), np.float32(32767)))
+        rounded = np.rint(size)
+        symbol = np.int32(rounded if rounded < np.float32(32767) else np.float32(32767))  # what is no number too
         lower = symbol <= most and size < limits[np.int32(bins[c]) * entries + min(symbol, most)]
         symbol = (symbol - lower) * (bins[c] > 0)
         symbols[c] = -symbol if residual[c] < 0 else symbol
@@ -61,7 +63,8 @@ def best(residual, bins, states, bits, thresholds, symbols, tables):
             for lane in range(lanes):
                 bin_ = bins[first + lane, c]
                 number[lane] = bin_ if bin_ >= FIRST_BIN else 0
-                size[lane] = min(abs(residual[first + lane, c]), np.float32(32000))
+                u = abs(residual[first + lane, c])
+                size[lane] = u if u < LARGEST else LARGEST  # what is no number too
             # In three loops, so that all but the look-ups are done for many cells at once.
             for odd in range(2):
                 shift, this = np.float32(0.5 * odd), 2 * odd

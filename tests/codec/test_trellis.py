@@ -95,6 +95,17 @@ def test_both_searches_find_the_same(grouped):
         assert sums[0] == pytest.approx(sums[1], rel=1e-5)
 
 
+def test_what_is_too_large_or_no_number_gets_the_largest_symbol(grouped):
+    residual = torch.tensor([[40000.0, -1e30, float("nan"), float("-inf"), 31999.4]])
+    bins = torch.full(residual.shape, 63, dtype=torch.uint8)
+    one, other = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    for symbols, _ in (
+        trellis_search.settle(residual, bins, one, THRESHOLDS),
+        trellis.settle(residual, bins, other, residual.nan_to_num()),
+    ):
+        assert (symbols.abs() - 32000).abs().max() <= 1 and symbols[0, 1] < 0 < symbols[0, 0]
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), cells=st.integers(1, 40), channels=st.integers(1, 30))
 def test_a_decoder_follows_the_states(seed, cells, channels):
