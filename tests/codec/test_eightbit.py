@@ -118,7 +118,8 @@ def test_files_of_either_precision_are_read_with_the_other(eight):
     finally:
         eight.set_precision("float32")
     assert max(shown.values()) - min(shown.values()) < 0.1
-    assert shown["int8", "int8"] != shown["int8", "float32"]
+    # Where the processor has no such products, both are computed in float32.
+    assert (shown["int8", "int8"] != shown["int8", "float32"]) == eightbit.works(torch.float32)
 
 
 @needs_int8
