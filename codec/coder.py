@@ -259,12 +259,11 @@ class Prepared:
             self._last = None
             with torch.inference_mode(), team(self.model.log_gain.is_cuda):
                 levels = torch.full((1,), level, device=self.model.log_gain.device)
-                with_trellis = trellis.applies(self.model.config)
-                latents = quantise(self.model, self._y, levels, self._grid, with_trellis)
+                latents = quantise(self.model, self._y, levels, self._grid)
                 y = self._y
                 for _ in range(self.effort):
                     y = refined(self.model, [(self.picture.image, self.grey)], y, latents, self.postfilter)
-                    latents = quantise(self.model, y, levels, self._grid, with_trellis)
+                    latents = quantise(self.model, y, levels, self._grid)
             self._last = (level, latents)
         return self._last[1]
 
@@ -472,11 +471,10 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
             y = analyse(model, [pictures[i].image for i in group], grid)
             prepared = [Prepared(pictures[i], model, grid, y, SEGMENT) for i in group]
             at = torch.tensor([levels[i] for i in group], device=model.log_gain.device)
-            with_trellis = trellis.applies(model.config)
-            latents = quantise(model, y, at, grid, with_trellis)
+            latents = quantise(model, y, at, grid)
             for _ in range(effort):
                 y = refined(model, [(one.picture.image, one.grey) for one in prepared], y, latents)
-                latents = quantise(model, y, at, grid, with_trellis)
+                latents = quantise(model, y, at, grid)
 
             def seal(item: int) -> None:
                 i = group[item]
@@ -507,6 +505,8 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
     first = streams[0]
     grid = Grid(*first.cells, first.segment)
     levels = torch.tensor([stream.level for stream in streams], device=device)
+    if first.trellis and not trellis.applies(model.config):
+        raise BadBitstream(f"format version {first.version} is not for model {model.identity}, which has no groups")
     for stream in streams:
         _check_size(model, stream)
     tables = _tables(model, first.trellis)

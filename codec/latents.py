@@ -365,10 +365,10 @@ def mean_features(inference: Inference, latents: Latents, window: Window) -> Ten
     return inference.mean_features(*_around(inference, latents, window))
 
 
-def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid, with_trellis: bool = False) -> Latents:
+def quantise(model: NightCodec, y: Bands, levels: Tensor, grid: Grid) -> Latents:
     """y -> all symbols and their tables; the values too, unless the picture is large."""
     device, inference, gain = model.log_gain.device, inference_of(model), factors(model.log_gain, levels)
-    large = grid.height * grid.width * 256 > LARGE
+    large, with_trellis = grid.height * grid.width * 256 > LARGE, trellis.applies(model.config)
     latents = Latents.empty(grid, levels, _hyper(model, y, levels, grid), with_trellis)
     features = {}  # of two bands at most, from the first pass for the others
     first, *later = model.config.slices

@@ -39,6 +39,7 @@ from codec.model import (
 from codec.states import BEFORE, BRANCH, FIRST_BIN, ODD_STATES, STATES
 
 STRENGTH = 1.4  # weight of squared errors in the search, in units of what high-rate theory gives; measured best
+LARGEST = 32000.0  # magnitude of a symbol that the search gives
 LOUDEST = 2 * 1023  # halves from which on magnitudes look alike to the index network
 TABLES = Path(__file__).parent / "trellis.safetensors"
 
@@ -136,19 +137,16 @@ def _on(device: torch.device) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def settle(
-    residual: Tensor, bins: Tensor, states: Tensor, uniform: Tensor, bits: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def settle(residual: Tensor, bins: Tensor, states: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """The search, by the definition: the cheapest way of each cell through its channels.
 
     residual float32 [N,C] in the level's steps, bins uint8 [N,C], states uint8 [N], moved on in place; uniform:
-    what NightCodec.round makes of the residual, taken for bins below FIRST_BIN; bits: other costs than the format's
-    tables have -> (symbols int16, tables uint8) [N,C]. On the CPU trellis_search.py is many times as fast.
+    what NightCodec.round makes of the residual, taken for bins below FIRST_BIN -> (symbols int16, tables uint8) [N,C].
+    On the CPU trellis_search.py is many times as fast.
     """
-    own, before, branch = _on(residual.device)
-    bits = own if bits is None else bits
+    bits, before, branch = _on(residual.device)
     number = torch.where(bins < FIRST_BIN, 0, bins).long().t()  # [C,N]
-    size = residual.abs().nan_to_num(nan=32000.0).clamp(max=32000.0).t()
+    size = residual.abs().nan_to_num(nan=LARGEST).clamp(max=LARGEST).t()
     prices, chosen = [], []
     for odd in (0, 1):
         entry, shift = COSTS * (number + ODD_STATES * odd), 0.5 * odd

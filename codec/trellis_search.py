@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from codec.states import BEFORE, BRANCH, FIRST_BIN, ODD_STATES, STATES
-from codec.trellis import COSTS, WEIGHT, costs
+from codec.trellis import COSTS, LARGEST, WEIGHT, costs
 
-LARGEST = np.float32(32000)  # magnitude of a symbol
+_LARGEST = np.float32(LARGEST)
 _LANES = 16  # cells that the search takes side by side
 
 
@@ -64,7 +64,7 @@ def best(residual, bins, states, bits, thresholds, symbols, tables):
                 bin_ = bins[first + lane, c]
                 number[lane] = bin_ if bin_ >= FIRST_BIN else 0
                 u = abs(residual[first + lane, c])
-                size[lane] = u if u < LARGEST else LARGEST  # what is no number too
+                size[lane] = u if u < _LARGEST else _LARGEST  # what is no number too
             # In three loops, so that all but the look-ups are done for many cells at once.
             for odd in range(2):
                 shift, this = np.float32(0.5 * odd), 2 * odd

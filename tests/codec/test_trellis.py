@@ -193,7 +193,7 @@ def test_windows_code_what_the_definition_says(grouped, segment):
         rows = Bands(grid.rows)
         for band in range(grid.bands):
             rows.parts[band] = y.permute(0, 2, 3, 1)[:, grid.rows[band] : grid.rows[band + 1]].contiguous()
-        latents = quantise(grouped, rows, torch.tensor([700]), grid, with_trellis=True)
+        latents = quantise(grouped, rows, torch.tensor([700]), grid)
     assert torch.equal(latents.z.permute(0, 3, 1, 2), z)
     assert len(np.unique(tables)) > 60
     for bands, whole in ((latents.symbols, symbols), (latents.index, tables)):
@@ -217,6 +217,13 @@ def test_a_file_of_the_other_version_is_refused(grouped):
     data[3] = 1
     with pytest.raises(BadBitstream):
         decode(bytes(data[:-4]) + zlib.crc32(data[:-4]).to_bytes(4, "little"), model=grouped)
+
+
+def test_format_2_is_refused_for_a_model_without_groups(tiny, golden):
+    data = bytearray((golden / "rgb.npi").read_bytes())
+    data[3] = 2
+    with pytest.raises(BadBitstream, match="no groups"):
+        decode(bytes(data[:-4]) + zlib.crc32(data[:-4]).to_bytes(4, "little"), model=tiny)
 
 
 def test_batches_of_both_versions(grouped, golden):
