@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from codec import alpha as alpha_plane
-from codec import container, entropy, trellis
+from codec import container, contexts, entropy, trellis
 from codec.container import BadBitstream, Bitstream, CodecError, UnknownModel
 from codec.inference import inference_of
 from codec.latents import (
@@ -71,6 +71,8 @@ class _Coding:
 
     y: entropy.TableSet
     trellis: entropy.TableSet  # of y too
+    contexts: list[contexts.Contexts] | None  # by range of levels
+    corrected: entropy.TableSet | None  # what they choose from
     z: list[entropy.TableSet]  # per level group; table c + 1 belongs to channel c
     z_least_bits: list[float]  # per level group: fewest bits that one column of z can cost
 
@@ -81,10 +83,17 @@ def _coding(model: NightCodec) -> _Coding:
         tables = model.tables()
         z = [entropy.TableSet([None, *row]) for row in tables.z_freq]
         least = [sum(one.least_bits(c + 1) for c in range(model.config.hyper)) for one in z]
+        with_trellis = entropy.TableSet(trellis.with_own(tables.y_freq))
+        nearby, corrected = model.contexts or (None, None)
         coding = model._coding = _Coding(
-            entropy.TableSet([None, *tables.y_freq[1:]]), entropy.TableSet(trellis.with_own(tables.y_freq)), z, least
-        )
+            entropy.TableSet([None, *tables.y_freq[1:]]), with_trellis, nearby, corrected and _of_contexts(corrected),
+            z, least,
+        )  # fmt: skip
     return coding
+
+
+def _of_contexts(tables: list) -> entropy.TableSet:
+    return entropy.TableSet([None, *(tables[1] if table is None else table for table in tables[1:])])
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -185,19 +194,33 @@ def _order_of_passes(model: NightCodec) -> list[tuple[slice, int]]:
     return [(first, entropy.EVEN), (first, entropy.ODD), *((part, entropy.EVERYWHERE) for part in later)]
 
 
-def _tables(model: NightCodec, with_trellis: bool) -> entropy.TableSet:
+def _version(model: NightCodec) -> int:
+    """The format's, that encoders write with a model."""
+    return (3 if model.contexts else 2) if trellis.applies(model.config) else 1
+
+
+def _tables(model: NightCodec, version: int) -> entropy.TableSet:
     """What codes y's symbols."""
-    return _coding(model).trellis if with_trellis else _coding(model).y
+    coding = _coding(model)
+    return {1: coding.y, 2: coding.trellis, 3: coding.corrected}[version]
+
+
+def _nearby(model: NightCodec, version: int, level: int, window: Window) -> contexts.Nearby | None:
+    """For a segment's stream, where it has contexts."""
+    if version < 3:
+        return None
+    return contexts.nearby(contexts.at_level(_coding(model).contexts, level), *window.shape)
 
 
 def _stream_of(
-    model: NightCodec, tables: entropy.TableSet, z: np.ndarray | None, level: int, symbols, index, window: Window
+    model: NightCodec, version: int, z: np.ndarray | None, level: int, symbols, index, window: Window
 ) -> bytes:
-    """One segment -> its stream. symbols, index [latent,rows,w] of its band, tables: y's; z only for the first
-    segment."""
+    """One segment -> its stream. symbols, index [latent,rows,w] of its band; z only for the first segment."""
     place = (0, symbols.shape[1], window.left, window.right)
+    tables, near = _tables(model, version), _nearby(model, version, level, window)
     blocks = [
-        entropy.Block(symbols[part], index[part], tables, place, parity) for part, parity in _order_of_passes(model)
+        entropy.Block(symbols[part], index[part], tables, place, parity, None, near, part.start)
+        for part, parity in _order_of_passes(model)
     ]
     parts = [symbols[:, :, window.left : window.right]]
     if z is not None:
@@ -330,17 +353,16 @@ def _seal(prepared: Prepared, latents: Latents, item: int, level: int) -> bytes:
     if model.identity is None:
         raise UnknownModel("this model has no id yet: save it with codec.model.save_model and load it again")
     z = latents.z[item].permute(2, 0, 1).to(torch.int16).contiguous().cpu().numpy()
-    with_trellis = latents.states is not None
-    tables, jobs = _tables(model, with_trellis), []
+    version, jobs = _version(model), []
     for band in range(latents.grid.bands):
         symbols, index = (array[item] for array in latents.arrays(band))
         for window in latents.grid.windows(band):
-            jobs.append((model, tables, None if jobs else z, level, symbols, index, window))
+            jobs.append((model, version, None if jobs else z, level, symbols, index, window))
     streams = each(lambda job: _stream_of(*job), jobs)
     return container.write(
         Bitstream(
             model.identity, level, prepared.width, prepared.height, prepared.mode, prepared.colourless,
-            prepared.segment, prepared.side, prepared.alpha, streams, 2 if with_trellis else 1,
+            prepared.segment, prepared.side, prepared.alpha, streams, version,
         )
     )  # fmt: skip
 
@@ -507,11 +529,14 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
     levels = torch.tensor([stream.level for stream in streams], device=device)
     if first.trellis and not trellis.applies(model.config):
         raise BadBitstream(f"format version {first.version} is not for model {model.identity}, which has no groups")
+    if first.contexts and not model.contexts:
+        raise BadBitstream(f"format version {first.version} is not for model {model.identity}, which has no contexts")
     for stream in streams:
         _check_size(model, stream)
-    tables = _tables(model, first.trellis)
+    tables = _tables(model, first.version)
     z = np.zeros((len(streams), model.config.hyper, -(-grid.height // 4), -(-grid.width // 4)), np.int16)
     decoders: dict[tuple[int, int], list[entropy.Decoder]] = {}
+    nearby: dict[tuple[int, int, int], contexts.Nearby | None] = {}  # of the segments that are being read
     for band in range(grid.bands):
         for column, window in enumerate(grid.windows(band)):
             number = band * (len(grid.columns) - 1) + column
@@ -540,8 +565,13 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
             place = (0, window.bottom - window.top, window.left, window.right)
             decoder = decoders[band, column][item]
             states = latents.states and latents.states.parts[band][item, :, :, 0].numpy()
-            decoder.read(entropy.Block(symbols[item][part], index[item][part], tables, place, parity, states))
+            segment = band, column, item
+            if number == 0:
+                nearby[segment] = _nearby(model, first.version, streams[item].level, window)
+            block = symbols[item][part], index[item][part], tables, place, parity, states, nearby[segment], part.start
+            decoder.read(entropy.Block(*block))
             if number == len(passes) - 1:
+                del nearby[segment]
                 parts = [symbols[item][:, :, window.left : window.right]]
                 if band == column == 0:
                     parts.insert(0, z[item])

@@ -12,7 +12,7 @@ import zlib
 from codec.pixels import METADATA_LIMIT
 
 MAGIC = b"NPI"
-VERSIONS = (1, 2)  # of the format; 2: symbols of y are those of trellis-coded quantisation
+VERSIONS = (1, 2, 3)  # of the format; 2: y is quantised by a trellis (trellis.py); 3: and coded with contexts
 MODES = ("L", "LA", "RGB", "RGBA")
 SIDE_KINDS = ("icc", "exif", "xmp", "colour")
 MAX_SIDE = (1 << 24) - 1  # pixels; together with max_pixels in `read`
@@ -54,7 +54,11 @@ class Bitstream:
 
     @property
     def trellis(self) -> bool:
-        return self.version == 2
+        return self.version >= 2
+
+    @property
+    def contexts(self) -> bool:
+        return self.version == 3
 
     @property
     def cells(self) -> tuple[int, int]:

@@ -24,12 +24,13 @@ import zlib
 import numba
 import numpy as np
 
+from codec import contexts
 from codec.states import FIRST_BIN, NEXT, ODD_STATES
 
 PRECISION = 14  # frequencies of a table sum to 2**PRECISION
 TOTAL = 1 << PRECISION
 LOWEST = 1 << 16  # states stay in [LOWEST, 2**32)
-COARSE_BITS = 10  # slots are looked up by their top bits, then searched
+COARSE_BITS = 8  # slots are looked up by their top bits, then searched
 EVERYWHERE, EVEN, ODD = -1, 0, 1  # which cells of a block are coded
 
 _OK, _RAN_OUT, _BAD_ESCAPE = 0, 1, 2
@@ -47,8 +48,8 @@ class TableSet:
     """
 
     def __init__(self, tables: list[np.ndarray]):
-        if not 2 <= len(tables) <= 256:
-            raise ValueError(f"{len(tables)} tables; between 2 and 256 can be numbered in a byte")
+        if not 2 <= len(tables) <= 512:
+            raise ValueError(f"{len(tables)} tables; there can be 2 to 512")
         sizes = [0] + [len(table) for table in tables[1:]]
         self.starts = np.zeros(len(tables) + 1, np.int32)
         self.starts[1:] = np.cumsum([size + 1 for size in sizes])
@@ -170,24 +171,41 @@ def _push(begin, width, states, words):
 
 
 _NO_STATES = np.zeros((0, 0), np.uint8)
+_NOTHING = contexts.nothing()
 
 
 class Block:
     """Symbols of one block: int16 and uint8 arrays [C,H,W], the window of them that is meant, and which cells."""
 
-    __slots__ = ("symbols", "index", "tables", "window", "parity", "states")
+    __slots__ = ("symbols", "index", "tables", "window", "parity", "states", "near", "first")
 
-    def __init__(self, symbols, index, tables: TableSet, window=None, parity: int = EVERYWHERE, states=None):
+    def __init__(
+        self, symbols, index, tables: TableSet, window=None, parity: int = EVERYWHERE, states=None, near=None, first=0
+    ):
         """`window`: (top, bottom, left, right), all of it when None. Parity refers to the arrays' own coordinates.
         states: uint8 [H,W], of a trellis, where one is decoded: `index` then comes with the tables of even states, and
-        leaves with those that were used (which an encoder's has from the beginning)."""
+        leaves with those that were used (which an encoder's has from the beginning).
+        near: contexts.Nearby of the window's segment, for streams that have them; first: its number of the first
+        channel. What contexts correct does not appear in `index`."""
         self.symbols, self.index, self.tables, self.parity = symbols, index, tables, parity
         self.states = _NO_STATES if states is None else states
         self.window = window or (0, symbols.shape[1], 0, symbols.shape[2])
+        self.near, self.first = _NOTHING if near is None else near, first
+
+    def settled(self) -> "Block":
+        """As its tables code it: itself, or with contexts its window, corrected. Once, in the order of coding."""
+        if not self.near.scale.size:
+            return self
+        top, bottom, left, right = self.window
+        parity = self.parity if self.parity < 0 else self.parity ^ ((top + left) & 1)
+        parts = (part[:, top:bottom, left:right] for part in (self.symbols, self.index))
+        return Block(*contexts.corrected_block(*parts, self.near, self.first, self.parity, parity), self.tables,
+                     parity=parity)  # fmt: skip
 
 
 def encode(blocks: list[Block], check: int, states: int) -> bytes:
     """Blocks in decoding order -> one stream. `states`: 2, 4 or 8."""
+    blocks = [block.settled() for block in blocks]
     sizes = [_count(b.symbols, b.index, b.tables.radius, *b.window, b.parity) for b in blocks]
     begin = np.empty(sum(sizes), np.uint16)
     width = np.empty(sum(sizes), np.uint16)
@@ -232,6 +250,7 @@ _COST = np.append(64.0, PRECISION - np.log2(np.arange(1, TOTAL + 1)))
 
 def ideal_bits(blocks: list[Block]) -> float:
     """Bits that the tables ask for, before any overhead of states and words."""
+    blocks = [block.settled() for block in blocks]
     return float(sum(_bits(b.symbols, b.index, *b.tables.arrays[:3], *b.window, b.parity, _COST) for b in blocks))
 
 
@@ -256,25 +275,52 @@ def _pull(
     left,
     right,
     parity,
+    near,
+    channel,
 ):
-    """Decode one block into `symbols`; cells: Block.states. Returns (next word, next operation, _OK or another)."""
-    step = 1 if parity < 0 else 2
+    """Decode one block into `symbols`; cells: Block.states, channel: Block.first. Returns (next word, next operation,
+    _OK or another)."""
     mask = states.size - 1
     slot_mask = np.uint32(TOTAL - 1)
     limit = words.size
-    trellis = cells.size > 0
+    trellis, correcting = cells.size > 0, near.scale.size > 0
     lowest = np.uint32(LOWEST)
+    kind = contexts.LATER if parity < 0 else parity
+    columns = right - left
+    base, loud, lean = np.zeros(columns, np.int32), np.zeros(columns, np.int32), np.zeros(columns, np.int32)
+    swapped, plain = False, np.int32(0)
+    found, scales, locations = near
+    scores, places, flat = found[3].ravel(), found[4].ravel(), contexts.flattened(near)
+    scale, location = scores, places  # a row's, where there are any
+    halves = 2 if correcting and parity < 0 else 1  # a row's even columns, then its odd ones
+    step = halves if parity < 0 else 2
     for c in range(symbols.shape[0]):
-        for r in range(top, bottom):
+        run, side, last = np.int32(0), np.int32(0), (np.int32(0), np.int32(0), np.int32(0), np.int32(0), np.int32(0))
+        newer, nearer = run, side
+        if correcting:
+            last = contexts.last_weights(near, channel + c, kind)
+        for half in range(halves * (bottom - top)):
+            r = top + half // halves
             first = left if parity < 0 else left + ((left + r + parity) & 1)
+            if correcting:
+                first += half % halves
+                if not index[c, r, left:right].any():
+                    continue
+                contexts.sum_row(*flat, channel + c, r - top, kind + half % halves, base, loud, lean)
+                at_row = r - top + contexts.ABOVE
+                scale, location = scales[channel + c, at_row], locations[channel + c, at_row]
             for k in range(first, right, step):
-                table = index[c, r, k]
+                table = np.int32(index[c, r, k])
                 if table == 0:
                     continue
                 moving = trellis and table >= FIRST_BIN
                 if moving:
-                    table += ODD_STATES * (cells[r, k] & 1)
+                    table += ODD_STATES * np.int32(cells[r, k] & 1)
                     index[c, r, k] = table
+                if correcting:
+                    plain, at_k = table, k - left
+                    sums = contexts.sums_at(scale, location, at_k, last, run, side, loud[at_k], lean[at_k])
+                    table, swapped = contexts.corrected(plain, sums[0], sums[1])
                 x = states[operation & mask]
                 slot = x & slot_mask
                 start = starts[table]
@@ -332,6 +378,10 @@ def _pull(
                         return at, operation, _BAD_ESCAPE
                     if negative:
                         value = -value
+                if correcting:
+                    value = -value if swapped else value
+                    run, side = newer, nearer
+                    newer, nearer = contexts.leave(scores, places, scale, location, k - left, plain, value, run, side)
                 symbols[c, r, k] = value
                 if moving:
                     cells[r, k] = NEXT[cells[r, k], value & 1]
@@ -359,7 +409,7 @@ class Decoder:
         """
         self.at, self.operation, status = _pull(
             self.words, self.at, self.states, self.operation, block.index, block.symbols, *block.tables.arrays,
-            block.states, *block.window, block.parity,
+            block.states, *block.window, block.parity, block.near, block.first,
         )  # fmt: skip
         if status == _RAN_OUT:
             raise EntropyError(f"the stream ends after {self.operation} operations, more are needed")

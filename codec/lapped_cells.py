@@ -1,5 +1,5 @@
 """The filters of lapping.py in use: on cells float32 [B,h,w,768] in inference.py's order (row of part, column of part,
-colour, 8, 8), in place, on the CPU in loops over lines of 48 samples at a time.
+colour, 8, 8), in place, on the CPU in loops over blocks of 8x8 samples.
 """
 
 import numba
@@ -33,83 +33,94 @@ def _on_device(cells: Tensor, p: Tensor) -> Tensor:
     return cells
 
 
-ACROSS = 48  # lines across a border of two cells: two parts, three colours, eight rows or columns
+@numba.njit(cache=True, nogil=True)
+def new_scratch(v):
+    """What the two functions below work in, for a filter v [8,8]: it, transposed and with both axes turned, flat, and
+    places for sums, differences and products of 64 samples."""
+    turned = np.empty(64, np.float32)
+    for i in range(8):
+        for j in range(8):
+            turned[8 * j + i] = v[7 - i, 7 - j]
+    return turned, np.empty(64, np.float32), np.empty(64, np.float32), np.empty(64, np.float32)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
-def _times(v, differences, products):
-    """products = V differences, [8,ACROSS]."""
-    for i in range(8):
-        row, first, c = products[i], differences[0], v[i, 0]
-        for n in range(ACROSS):
-            row[n] = c * first[n]
-        for j in range(1, 8):
-            c, other = v[i, j], differences[j]
-            for n in range(ACROSS):
-                row[n] += c * other[n]
+def _product(weights, at, step, rows, out, place):
+    """out[place + x] = sum of weights[at + m step] * rows[8 m + x] for x in 0..7, over m in 0..7."""
+    a, b, c, d = weights[at], weights[at + step], weights[at + np.uint64(2) * step], weights[at + np.uint64(3) * step]
+    at += np.uint64(4) * step
+    e, f, g, h = weights[at], weights[at + step], weights[at + np.uint64(2) * step], weights[at + np.uint64(3) * step]
+    for x in range(np.uint64(8)):
+        first = a * rows[x] + b * rows[np.uint64(8) + x] + c * rows[np.uint64(16) + x] + d * rows[np.uint64(24) + x]
+        out[place + x] = first + (
+            e * rows[np.uint64(32) + x] + f * rows[np.uint64(40) + x]
+            + g * rows[np.uint64(48) + x] + h * rows[np.uint64(56) + x]
+        )  # fmt: skip
 
 
-@numba.njit(cache=True, nogil=True)
-def new_scratch():
-    """What the two functions below work in."""
-    return np.empty((3, 8, ACROSS), np.float32)
-
-
-@numba.njit(cache=True, nogil=True)
-def lap_row(row, v, scratch):
-    """Across the borders within a row of cells, float32 [w,768] in place."""
-    sums, differences, products = scratch
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _across_columns(pixels, left, right, turned, sums, differences, products):
+    """The border between two blocks of 8x8 samples side by side, which begin at `left` and `right` in flat pixels."""
     half = np.float32(0.5)
+    for y in range(np.uint64(8)):
+        for x in range(np.uint64(8)):
+            at = np.uint64(8) * y + x
+            a, b = half * pixels[left + at], half * pixels[right + np.uint64(8) * y + (np.uint64(7) - x)]
+            sums[at], differences[at] = a + b, a - b
+    for y in range(np.uint64(8)):
+        _product(differences, np.uint64(8) * y, np.uint64(1), turned, products, np.uint64(8) * y)
+    for y in range(np.uint64(8)):
+        for x in range(np.uint64(8)):
+            at = np.uint64(8) * y + x
+            pixels[left + at] = sums[at] + products[at]
+            pixels[right + np.uint64(8) * y + (np.uint64(7) - x)] = sums[at] - products[at]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _across_rows(upper, above, lower, below, turned, sums, differences, products):
+    """The same of two blocks one over the other, which begin at `above` in `upper` and at `below` in `lower`."""
+    half = np.float32(0.5)
+    for y in range(np.uint64(8)):
+        for x in range(np.uint64(8)):
+            at = np.uint64(8) * y + x
+            a, b = half * upper[above + at], half * lower[below + np.uint64(8) * (np.uint64(7) - y) + x]
+            sums[at], differences[at] = a + b, a - b
+    for y in range(np.uint64(8)):
+        _product(turned, y, np.uint64(8), differences, products, np.uint64(8) * y)
+    for y in range(np.uint64(8)):
+        for x in range(np.uint64(8)):
+            at = np.uint64(8) * y + x
+            upper[above + at] = sums[at] + products[at]
+            lower[below + np.uint64(8) * (np.uint64(7) - y) + x] = sums[at] - products[at]
+
+
+@numba.njit(cache=True, nogil=True)
+def lap_row(row, scratch):
+    """Across the borders within a row of cells, float32 [w,768] in place."""
+    turned, sums, differences, products = scratch
+    pixels = row.reshape(-1)
     for k in range(row.shape[0] - 1):
         for block in range(6):  # row of parts, colour
-            at = 384 * (block // 3) + 64 * (block % 3)
-            left, right = row[k, at + 192 : at + 256], row[k + 1, at : at + 64]
-            for y in range(8):
-                for x in range(8):
-                    a, b = half * left[8 * y + x], half * right[8 * y + 7 - x]
-                    sums[x, 8 * block + y] = a + b
-                    differences[7 - x, 8 * block + y] = a - b
-        _times(v, differences, products)
-        for block in range(6):
-            at = 384 * (block // 3) + 64 * (block % 3)
-            left, right = row[k, at + 192 : at + 256], row[k + 1, at : at + 64]
-            for y in range(8):
-                for x in range(8):
-                    a, b = sums[x, 8 * block + y], products[7 - x, 8 * block + y]
-                    left[8 * y + x] = a + b
-                    right[8 * y + 7 - x] = a - b
+            at = 768 * k + 384 * (block // 3) + 64 * (block % 3)
+            _across_columns(pixels, np.uint64(at + 192), np.uint64(at + 768), turned, sums, differences, products)
 
 
 @numba.njit(cache=True, nogil=True)
-def lap_rows(upper, lower, v, scratch):
+def lap_rows(upper, lower, scratch):
     """Across the border between two rows of cells, float32 [w,768] each, in place."""
-    sums, differences, products = scratch
-    half = np.float32(0.5)
+    turned, sums, differences, products = scratch
+    one, other = upper.reshape(-1), lower.reshape(-1)
     for k in range(upper.shape[0]):
         for block in range(6):  # column of parts, colour
-            at = 192 * (block // 3) + 64 * (block % 3)
-            above, below = upper[k, at + 384 : at + 448], lower[k, at : at + 64]
-            for y in range(8):
-                for x in range(8):
-                    a, b = half * above[8 * y + x], half * below[56 - 8 * y + x]
-                    sums[y, 8 * block + x] = a + b
-                    differences[7 - y, 8 * block + x] = a - b
-        _times(v, differences, products)
-        for block in range(6):
-            at = 192 * (block // 3) + 64 * (block % 3)
-            above, below = upper[k, at + 384 : at + 448], lower[k, at : at + 64]
-            for y in range(8):
-                for x in range(8):
-                    a, b = sums[y, 8 * block + x], products[7 - y, 8 * block + x]
-                    above[8 * y + x] = a + b
-                    below[56 - 8 * y + x] = a - b
+            at = 768 * k + 192 * (block // 3) + 64 * (block % 3)
+            _across_rows(one, np.uint64(at + 384), other, np.uint64(at), turned, sums, differences, products)
 
 
 @numba.njit(cache=True, nogil=True)
 def _lap(cells, v):
     """float32 [h,w,768] in place; v [8,8]."""
-    scratch = new_scratch()
+    scratch = new_scratch(v)
     for r in range(cells.shape[0]):
-        lap_row(cells[r], v, scratch)
+        lap_row(cells[r], scratch)
         if r:
-            lap_rows(cells[r - 1], cells[r], v, scratch)
+            lap_rows(cells[r - 1], cells[r], scratch)

@@ -133,7 +133,7 @@ def _gather_lapped(linear, means, added, v, top, left, pixels, grey):
     while they are in the cache."""
     begin, end = max(0, left - 1), min(linear.shape[1], left + -(-pixels.shape[1] // 16) + 1)
     first, bottom = max(0, top - 1), top + -(-pixels.shape[0] // 16)
-    rows, scratch = np.empty((2, end - begin, 768), np.float32), new_scratch()
+    rows, scratch = np.empty((2, end - begin, 768), np.float32), new_scratch(v)
     bits = np.empty(384, np.uint32)
     for r in range(first, min(linear.shape[0], bottom + 1)):
         row, before = rows[r % 2], rows[1 - r % 2]
@@ -141,9 +141,9 @@ def _gather_lapped(linear, means, added, v, top, left, pixels, grey):
             for part in range(4):
                 more, sums = added[2 * r + part // 2, 2 * k + part % 2], row[k - begin, 192 * part : 192 * part + 192]
                 _add_halves(linear[r, k], means[r, k], more, part, bits, sums)
-        lap_row(row, v, scratch)
+        lap_row(row, scratch)
         if r > first:
-            lap_rows(before, row, v, scratch)
+            lap_rows(before, row, scratch)
             if r > top:
                 _paint_row(before, 16 * (r - 1 - top), left - begin, pixels, grey)
     if bottom == linear.shape[0]:

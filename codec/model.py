@@ -491,6 +491,7 @@ class NightCodec(nn.Module):
         self.register_buffer("thresholds", rounding_thresholds(), persistent=False)
         self.frequencies: EntropyTables | None = None
         self.precision = torch.float32
+        self.contexts: tuple | None = None  # what contexts.of_arrays found in the file
         self.identity: str | None = None  # model id, once it is a file
         self.metadata: dict[str, str] = {}
 
@@ -915,7 +916,9 @@ def parametric_tables(model: NightCodec) -> EntropyTables:
 
 # -- files: safetensors (8 bytes of header length, JSON, tensors), read and written without another package
 
-_DTYPES = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "U16": np.uint16}
+_DTYPES = {
+    "F16": np.float16, "F32": np.float32, "I8": np.int8, "I16": np.int16, "I32": np.int32, "U16": np.uint16
+}  # fmt: skip
 
 
 def _exact_names(model: NightCodec) -> dict[str, int]:
@@ -1037,6 +1040,10 @@ def load_model(source: str | Path | bytes) -> NightCodec:
         ends = np.cumsum(arrays["tables.y_sizes"])
         y_freq = [f.astype(np.uint32) for f in np.split(arrays["tables.y"], ends[:-1])]
         z_freq = [[f.astype(np.uint32) for f in row] for row in arrays["tables.z"]]
+        if "contexts.channels" in arrays:  # needs numba, which trainings do without
+            from codec import contexts
+
+            model.contexts = contexts.of_arrays(arrays, model.config.latent)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} does not fit this version: {error}; take a file that `nightpress train` wrote"

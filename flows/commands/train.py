@@ -5,6 +5,8 @@ from pathlib import Path
 
 from flows.console import WorkFailed, WrongUsage, say
 
+CONTEXT_PICTURES, CONTEXT_LEVELS = 150, 3  # that a codec's contexts are found on, in some ten minutes of a core
+
 
 def register(subparsers) -> None:
     command = subparsers.add_parser(
@@ -50,9 +52,12 @@ def train(args: argparse.Namespace) -> int:
     common = {"minutes": args.minutes, "resume": args.resume, "device": device, "seed": args.seed, "say": say}
     try:
         if args.network == "codec":
+            from codec import contexts_fit
             from codec.train import train as train_codec
 
             path = train_codec(args.data, args.out, start=args.start, **common)
+            say(f"contexts for {path}")
+            contexts_fit.add(path, args.data, path, CONTEXT_PICTURES, CONTEXT_LEVELS)
         elif args.network == "embedding":
             from tasks.embedding_train import train as train_embedding
 

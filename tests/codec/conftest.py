@@ -33,7 +33,24 @@ def grouped(grouped_bytes):
     return load_model(grouped_bytes)
 
 
-@pytest.fixture(scope="session", params=["tiny", "grouped"])
+@pytest.fixture(scope="session")
+def contextual_bytes(grouped_bytes) -> bytes:
+    """As grouped, with contexts."""
+    from codec.contexts_fit import with_contexts
+    from codec.model import read_tensors
+
+    packed = (DATA / "contexts.safetensors.xz").read_bytes()
+    return with_contexts(grouped_bytes, read_tensors(lzma.decompress(packed), "nightpress-contexts-of-tests")[0])
+
+
+@pytest.fixture(scope="session")
+def contextual(contextual_bytes):
+    from codec.model import load_model
+
+    return load_model(contextual_bytes)
+
+
+@pytest.fixture(scope="session", params=["tiny", "contextual"])
 def which(request) -> str:
     return request.param
 

@@ -136,8 +136,13 @@ def test_a_segment_is_as_long_as_its_tables_ask(either):
         latents = prepared._latents(level)
         z = latents.z[0].permute(2, 0, 1).to(torch.int16).contiguous().numpy()
         symbols, index = latents.arrays(0)
-        y = coder.entropy.Block(symbols[0], index[0], coder._tables(either, latents.states is not None))
-        bits = ideal_bits([coder._z_block(either, z, level), y])
+        version, (window,) = info(data)["version"], latents.grid.windows(0)
+        tables, near = coder._tables(either, version), coder._nearby(either, version, level, window)
+        y = [
+            coder.entropy.Block(symbols[0][part], index[0][part], tables, None, parity, None, near, part.start)
+            for part, parity in coder._order_of_passes(either)
+        ]
+        bits = ideal_bits([coder._z_block(either, z, level), *y])
         assert bits / 8 <= len(data) <= 1.002 * bits / 8 + 40
 
 
@@ -168,13 +173,14 @@ def test_golden_files_decode_to_golden_pixels(tiny, golden, name):
         assert np.array_equal(np.asarray(shown)[..., -1], np.asarray(expected)[..., -1])
 
 
-@pytest.mark.parametrize("kind", ["grouped", "trellis"])
+@pytest.mark.parametrize(("kind", "version"), [("grouped", 1), ("trellis", 2), ("contexts", 3)])
 @pytest.mark.parametrize("name", ["rgb", "rgb-low", "rgb-high", "segments"])
-def test_golden_files_of_a_latent_in_groups(grouped, golden, name, kind):
-    """Of format 1 and of format 2."""
+def test_golden_files_of_a_latent_in_groups(grouped, contextual, golden, name, kind, version):
+    """Of formats 1, 2 and 3."""
     data = (golden / f"{kind}-{name}.npi").read_bytes()
-    assert info(data)["version"] == (2 if kind == "trellis" else 1)
-    assert apart(decode(data, model=grouped), Image.open(golden / f"{kind}-{name}.png")) <= 1
+    assert info(data)["version"] == version
+    model = contextual if version == 3 else grouped
+    assert apart(decode(data, model=model), Image.open(golden / f"{kind}-{name}.png")) <= 1
 
 
 def test_golden_profiles(tiny, golden):

@@ -43,15 +43,18 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(bad)
 
 
-NAMES = ["rgb", "rgba", "grey-alpha", "labelled", "pixel", "segments", "trellis-rgb", "trellis-segments"]
+NAMES = [
+    "rgb", "rgba", "grey-alpha", "labelled", "pixel", "segments", "trellis-rgb", "trellis-segments", "contexts-rgb",
+    "contexts-segments",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("resealed", [False, True])
-def test_mutants_end_in_an_error_or_the_same_picture(tiny, grouped, golden, name, resealed):
+def test_mutants_end_in_an_error_or_the_same_picture(tiny, grouped, contextual, golden, name, resealed):
     """With the checksum as it was: error or the exact picture. With a forged checksum: error or some picture."""
     data = (golden / f"{name}.npi").read_bytes()
-    model = grouped if name.startswith("trellis") else tiny
+    model = {"trellis": grouped, "contexts": contextual}.get(name.split("-")[0], tiny)
     original = np.asarray(decode(data, model=model))
     rng = np.random.default_rng(17)
     refused = 0

@@ -1,10 +1,11 @@
-"""Makes tests/data/{tiny,grouped}.safetensors.xz and golden/*.npi: the files that pin formats 1 and 2. Run on purpose
-only:
+"""Makes tests/data/{tiny,grouped,contexts}.safetensors.xz and golden/*.npi: the files that pin formats 1, 2 and 3. Run
+on purpose only:
 
-    python tests/data/make_golden.py --really [tiny] [grouped] [trellis]
+    python tests/data/make_golden.py --really [tiny] [grouped] [trellis] [contexts]
 
 `tiny` codes its latent as one group, in two passes; `grouped` in three groups and four passes; both write format 1.
-`trellis` are files of the grouped model in format 2. The models are drawn
+`trellis` are files of the grouped model in format 2, `contexts` of the same in format 3, with contexts that were found
+on drawings (their tensors alone are in contexts.safetensors.xz). The models are drawn
 from a seed, not trained: linear transforms as at the start of training, random networks with most weights of the wide
 layers at zero (so that they pack small), made strong enough for every branch to matter and for escapes to occur.
 """
@@ -19,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from codec import trellis
+from codec import contexts_fit, trellis
 from codec.coder import prepare
-from codec.model import Config, NightCodec, load_model, save_model
+from codec.model import Config, NightCodec, load_model, packed_tensors, read_tensors, save_model
 from codec.pixels import picture_from_image
 
 HERE = Path(__file__).parent
@@ -109,7 +110,14 @@ def pictures() -> dict[str, tuple]:
     }
 
 
-KINDS = (*CONFIGS, "trellis")
+def small_contexts(model: NightCodec) -> bytes:
+    """Bytes of a file with contexts for a model, found on drawings."""
+    drawings = [np.asarray(drawing(160 + 16 * i, 320 - 16 * (i % 7))) for i in range(12)]
+    return packed_tensors(contexts_fit.fitted(model, drawings, len(drawings), 24), {"format": CONTEXTS})
+
+
+CONTEXTS = "nightpress-contexts-of-tests"
+KINDS = (*CONFIGS, "trellis", "contexts")
 GROUPED = ("rgb", "rgb-low", "rgb-high", "segments")  # what the second model codes
 
 
@@ -122,15 +130,21 @@ def main() -> int:
     folder = HERE / "golden"
     folder.mkdir(exist_ok=True)
     for kind in KINDS:
-        if kind == "trellis":
+        trellis.applies = lambda config, kind=kind: kind not in CONFIGS
+        if kind not in CONFIGS:
             data = lzma.decompress((HERE / "grouped.safetensors.xz").read_bytes())
+            if kind == "contexts":
+                file = HERE / "contexts.safetensors.xz"
+                if kind in args.really:
+                    file.write_bytes(lzma.compress(small_contexts(load_model(data)), preset=9 | lzma.PRESET_EXTREME))
+                found, _ = read_tensors(lzma.decompress(file.read_bytes()), CONTEXTS)
+                data = contexts_fit.with_contexts(data, found)
         else:
             data = small_model(CONFIGS[kind])
             packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
             print(f"{kind}: {len(data)} bytes, {len(packed)} packed")
             if kind in args.really:
                 (HERE / f"{kind}.safetensors.xz").write_bytes(packed)
-        trellis.applies = lambda config, kind=kind: kind == "trellis"
         model = load_model(data)
         for name, (image, level, segment) in pictures().items():
             if kind != "tiny" and name not in GROUPED:
