@@ -188,8 +188,8 @@ def last_weights(near, channel, kind):
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def sums_at(scale, location, column, last, run, side, loud, lean):
-    """The whole sums of one symbol (loud, lean); scale, location: its row's scores from column 0 on, last: last_weights, run, side:
-    of the channel's symbols up to the one before the last, so that these sums need not wait for the last one."""
+    """The whole sums of one symbol (loud, lean). scale, location: its row's scores; last: last_weights; run, side: of
+    the channel's symbols up to the one before the last, so that these sums need not wait for the last one."""
     k = BEFORE + column + last[4]
     loud += last[2] * np.int32(run >> RUN_PLACES)
     lean += last[3] * np.int32(side >> RUN_PLACES)

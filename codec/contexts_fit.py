@@ -11,8 +11,10 @@ gains most. Then tables are counted as the contexts choose them.
 import argparse
 import itertools
 import math
+import multiprocessing
 import random
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numba
@@ -36,6 +38,7 @@ from codec.train import load_pictures
 from codec.trellis import COSTS
 
 CHANNELS = 8  # K
+SHARES = 4  # of the pictures, each of which one process may take
 RANGES = 3  # of levels, with weights of their own
 SHARE = 0.3  # of what is known of its neighbours counts for a range too
 SCALE_PLACES = 32  # scores are in that part of a bit per bin,
@@ -98,11 +101,11 @@ def chance(table: np.ndarray | None, count: int) -> np.ndarray:
     return p
 
 
-def gathered(model, pictures: list[np.ndarray], count: int, per_picture: int, rng: random.Random):
-    """Yields (level, symbols int16, tables uint8 [latent,h,w]) of as many pictures at random levels."""
+def gathered(model, pictures: list[np.ndarray], per_picture: int, rng: random.Random):
+    """Yields (level, symbols int16, tables uint8 [latent,h,w]) of pictures at random levels."""
     import torch
 
-    for picture in rng.sample(pictures, min(count, len(pictures))):
+    for picture in pictures:
         height, width = (min(side, LARGEST) // 16 * 16 for side in picture.shape[:2])
         x = torch.from_numpy(picture[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255
         with torch.no_grad():
@@ -175,6 +178,7 @@ class Sums:
             [(chance(t, REACH) * row**2).sum() for t, row in zip(tables, self.scale_scores / SCALE_PLACES, strict=True)]
         )
         sizes = [(c + OTHERS, OTHERS) for c, _ in self.units]
+        self.tables = tables
         self.scale = [[(np.zeros((n, n)), np.zeros(n)) for n, _ in sizes] for _ in range(RANGES)]
         self.location = [[(np.zeros((n, n)), np.zeros(n)) for _, n in sizes] for _ in range(RANGES)]
 
@@ -200,6 +204,13 @@ class Sums:
             x, weight = parts[1], squares[c][chosen].astype(np.float32)
             of_location[number][0][:] += (x * weight) @ x.T
             of_location[number][1][:] += x @ slope[c][chosen].astype(np.float32)
+
+    def join(self, other: "Sums") -> None:
+        """Adds what another has."""
+        for mine, others in ((self.scale, other.scale), (self.location, other.location)):
+            for pair, more in zip(itertools.chain(*mine), itertools.chain(*others), strict=True):
+                pair[0][:] += more[0]
+                pair[1][:] += more[1]
 
     def weights(self, latent: int) -> list[contexts.Contexts]:
         """The best, in units of 2^-SHIFT, for each range of levels."""
@@ -283,17 +294,20 @@ def counted(model, found: list[contexts.Contexts], prior: list, pieces) -> tuple
     return tables, before, after
 
 
-def fitted(model, pictures: list[np.ndarray], count: int, levels: int, seed: int = 12) -> dict[str, np.ndarray]:
-    """The tensors that a model file takes: found on `count` of these pictures (uint8 [H,W,3]) at so many levels each,
-    their tables on as many others or again."""
+def summed(model, pictures: list[np.ndarray], levels: int, seed: int) -> Sums:
+    """Of these pictures (uint8 [H,W,3]) at so many levels each."""
     tables = trellis.with_own(model.tables().y_freq)
     tables = [table if i % ODD_STATES >= FIRST_BIN or 0 < i < FIRST_BIN else None for i, table in enumerate(tables)]
-    rng = random.Random(seed)
     sums = Sums(model.config.groups, tables)
-    for piece in gathered(model, pictures, count, levels, rng):
+    for piece in gathered(model, pictures, levels, random.Random(seed)):
         sums.add(*piece)
-    found, prior = sums.weights(model.config.latent), prior_tables(tables)
-    tables, before, after = counted(model, found, prior, gathered(model, pictures, count, levels, rng))
+    return sums
+
+
+def fitted(model, sums: Sums, pictures: list[np.ndarray], levels: int, seed: int = 12) -> dict[str, np.ndarray]:
+    """The tensors that a model file takes, their tables counted on these pictures."""
+    found, prior = sums.weights(model.config.latent), prior_tables(sums.tables)
+    tables, before, after = counted(model, found, prior, gathered(model, pictures, levels, random.Random(seed)))
     print(f"{before / 8:.0f} bytes, with contexts {after / 8:.0f}: {100 * (after / before - 1):+.2f} %")
     arrays = {}
     for name in contexts.NAMES:
@@ -311,11 +325,30 @@ def with_contexts(model_file: Path | bytes, found: dict[str, np.ndarray]) -> byt
     return packed_tensors({**arrays, **found}, metadata)
 
 
-def add(model_file: Path, data: list[Path], out: Path, count: int, levels: int) -> str:
-    """Writes `out`, the model with contexts found on the pictures in these folders; returns its id."""
-    found = fitted(load_model(model_file), load_pictures(data, SMALLEST), count, levels)
+def add(model_file: Path, data: list[Path], out: Path, count: int, levels: int, processes: int = 1) -> str:
+    """Writes `out`, the model with contexts found on up to `count` pictures in these folders; returns its id. The work
+    is cut into SHARES, so that the number of processes changes nothing."""
+    jobs = [(model_file, data, count, levels, share) for share in range(SHARES)]
+    if processes > 1:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            first, *others = pool.map(_share, jobs)
+    else:
+        first, *others = map(_share, jobs)
+    for other in others:
+        first.join(other)
+    found = fitted(load_model(model_file), first, sampled(data, count)[: -(-count // 2)], levels)
     out.write_bytes(with_contexts(model_file, found))
     return load_model(out).identity
+
+
+def sampled(data: list[Path], count: int) -> list[np.ndarray]:
+    pictures = load_pictures(data, SMALLEST)
+    return random.Random(11).sample(pictures, min(count, len(pictures)))
+
+
+def _share(job: tuple) -> Sums:
+    model_file, data, count, levels, share = job
+    return summed(load_model(model_file), sampled(data, count)[share::SHARES], levels, share)
 
 
 def main() -> int:
@@ -323,10 +356,11 @@ def main() -> int:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--levels", type=int, default=4, help="of each picture")
-    args = parser.parse_args()
-    print(f"{args.out}: model {add(args.model, args.data, args.out, args.pictures, args.levels)}")
+    parser.add_argument("--processes", type=int, default=1)
+    a = parser.parse_args()
+    print(f"{a.out}: model {add(a.model, a.data, a.out, a.pictures, a.levels, a.processes)}")
     return 0
 
 

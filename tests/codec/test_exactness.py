@@ -59,4 +59,4 @@ def test_symbols_do_not_depend_on_eight_bits(bench, eight_bytes, eight, tmp_path
 @pytest.mark.slow
 def test_symbols_do_not_depend_on_the_way(bench, model_path, either, which):
     files, originals = bench.make_files(either, None, 4, [0.0, 50.0, 100.0])
-    check(bench.compare(model_path, files, originals, list(bench.WAYS) if which == "grouped" else FEWER))
+    check(bench.compare(model_path, files, originals, list(bench.WAYS) if which == "contextual" else FEWER))

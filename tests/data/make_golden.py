@@ -113,7 +113,8 @@ def pictures() -> dict[str, tuple]:
 def small_contexts(model: NightCodec) -> bytes:
     """Bytes of a file with contexts for a model, found on drawings."""
     drawings = [np.asarray(drawing(160 + 16 * i, 320 - 16 * (i % 7))) for i in range(12)]
-    return packed_tensors(contexts_fit.fitted(model, drawings, len(drawings), 24), {"format": CONTEXTS})
+    found = contexts_fit.fitted(model, contexts_fit.summed(model, drawings, 24, 1), drawings, 24)
+    return packed_tensors(found, {"format": CONTEXTS})
 
 
 CONTEXTS = "nightpress-contexts-of-tests"
