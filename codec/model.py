@@ -8,7 +8,7 @@ here defines the networks and trains them; inference.py computes the same on fin
      | DCT 8x8    linear 16x16                       linear 16x16 --> + ----------------+
      v              \\  (DCT at the start)                ^            ^ inverse DCT 8x8
     192 at 1/8       \\                                   |           192 at 1/8
-     | 8 bottlenecks  +                                  |            | 5 bottlenecks
+     | 4 bottlenecks  +                                  |            | 5 bottlenecks
      v               /                                   |            |
     2x2, stride 2 --+--> y [B,320,H/16,W/16]             +--> DCT 8x8 of the linear picture
                          |                               |
@@ -21,8 +21,8 @@ here defines the networks and trains them; inference.py computes the same on fin
                                  |                    |        ^
                                  +--> integer index --+--> symbols = round(y gain - mean)
 
-A lapped model (Config.lapped) filters x across the borders of 16x16 blocks before all of this and x_hat after it, so
-that the linear parts' basis functions overlap (lapping.py).
+A lapped model (Config.lapped; codec-5) filters x across the borders of 16x16 blocks before all of this and x_hat after
+it, so that the linear parts' basis functions overlap (lapping.py).
 
 Four passes, each with the symbols of those before it in view: of the 24 channels of lowest frequency the even cells of
 a checkerboard, then the odd ones; then, all cells at once, the next 72 channels and the last 224, which look at the
@@ -30,16 +30,16 @@ lower frequencies of their own cell alone. (codec-1 and the golden files' model 
 cells, then of the odd ones.)
 
 Symbols are drawn as rounded; encoders quantise what has a wide enough bin by a trellis (trellis.py), where symbols
-stand for values half a step apart.
+stand for values half a step apart. With contexts (contexts.py) the entropy coder corrects the bins it is given.
 
 Level (0..1000, ten per quality step) only enters through gains after the analysis, so that one analysis serves all
 rates. The scale index of each symbol comes from integer arithmetic alone (exact.py) on z and on the magnitudes of
 earlier passes' symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
 coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021;
 channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer networks for entropy models, Ballé et al.
-2019; linear skips are ours. Cost in use (inference.py): about 20 kMAC per pixel to encode, 9 to decode, of which the
-bottlenecks' 15 and 5; with `leak` 0, as in codec-4, these are computed in 8-bit integers (eightbit.py) where the
-processor multiplies them natively. codec-2 and codec-3 have 4 and 2 bottlenecks, with leaky ReLUs.
+2019; linear skips are ours. Cost in use (inference.py): about 12 kMAC per pixel to encode, 9 to decode, of which the
+bottlenecks' 7 and 5; with `leak` 0, as in codec-4 and codec-5, these are computed in 8-bit integers (eightbit.py) where
+the processor multiplies them natively. codec-4 has 8 and 5 bottlenecks, codec-2 and codec-3 4 and 2 with leaky ReLUs.
 """
 
 import dataclasses
@@ -103,15 +103,15 @@ class Config:
     channels: int = 192
     latent: int = 320
     hyper: int = 96
-    encoder_blocks: int = 8
+    encoder_blocks: int = 4
     decoder_blocks: int = 5
     mean_channels: int = 128
     index_channels: int = 96
     groups: tuple[int, ...] = (24, 72, 224)
     decoder_inner: int = 64
     leak: float = 0.0
-    lapped: bool = False
-    last_means: bool = True
+    lapped: bool = True
+    last_means: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "groups", tuple(self.groups))

@@ -270,10 +270,11 @@ def _with_samples(image: Image.Image, samples: np.ndarray) -> Image.Image:
 class Postfilter:
     """Brings a picture as `codec.decode` gave it nearer to the one that was encoded.
 
-    It belongs to one model of the codec. The result is not what the night proved and reported: it is for whoever takes
-    a picture out. Given to `codec.encode` too, the encoder works towards what the filter will give. `weights`: another
-    file than the package's; `codec`: the id of the model for which it is to be (by default that of the package which
-    encodes); `device`, `tile` as in `denoise`. Raises ValueError for a file that is none and for a model without one.
+    It belongs to a model of the codec, and to later ones on which it was tried, as its file says. The result is not
+    what the night proved and reported: it is for whoever takes a picture out. Given to `codec.encode` too, the encoder
+    works towards what the filter will give. `weights`: another file than the package's; `codec`: the id of the model
+    for which it is to be (by default that of the package which encodes); `device`, `tile` as in `denoise`. Raises
+    ValueError for a file that is none and for a model without one.
     """
 
     def __init__(
@@ -285,7 +286,8 @@ class Postfilter:
         loaded, self.device, self.tile = _loaded(path), _device(device), tile or DENOISE_TILE
         if loaded.task != "postfilter" or "codec" not in loaded.card:
             raise ValueError(f"{path} is for {loaded.task}; name one that `nightpress train postfilter` wrote")
-        self.identity, self.model = loaded.identity, loaded.card["codec"]
+        self.identity, self.models = loaded.identity, _codecs_of(loaded.card)
+        self.model = codec if codec in self.models else self.models[-1]
         # A copy of its own: threads share it, and must never find it half moved to another device.
         self._loaded = replace(loaded, network=copy.deepcopy(loaded.network).to(self.device))
 
@@ -294,7 +296,7 @@ class Postfilter:
         """The package's file for a model of the codec."""
         newest = WEIGHTS / "postfilter-night.safetensors"
         for path in sorted(WEIGHTS.glob("postfilter-*.safetensors")) if codec else ():
-            if _loaded(path).card.get("codec") == codec:
+            if codec in _codecs_of(_loaded(path).card):
                 return path
         if codec and newest.exists():
             raise ValueError(
@@ -306,7 +308,7 @@ class Postfilter:
     def __call__(self, image: Image.Image, facts: dict) -> Image.Image:
         """facts: `codec.info` of the bitstream, of which `model` and `quality` count. Alpha, profile and EXIF are kept,
         grey stays grey. Raises ValueError where the bitstream is of another model, RestorationError as `denoise`."""
-        if facts["model"] != self.model:
+        if facts["model"] not in self.models:
             raise ValueError(
                 f"the post-filter was trained for model {self.model}, the bitstream is of {facts['model']}: use it "
                 "without the filter"
@@ -321,6 +323,11 @@ class Postfilter:
         clamped; on any device, differentiable."""
         with _reduced_precision(self.device):
             return self._loaded.network(shown.to(self.device), levels.to(self.device).float()).to(shown.device)
+
+
+def _codecs_of(card: dict) -> list[str]:
+    """Ids of the models that a post-filter's file is for: the one it was trained for, then those it was tried on."""
+    return [card["codec"], *card.get("also", "").split()] if "codec" in card else []
 
 
 # --- super-resolution ---

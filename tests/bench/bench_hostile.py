@@ -70,14 +70,18 @@ def main() -> int:
 
     from codec.coder import decode, get_model, prepare
     from codec.container import CodecError
-    from codec.model import load_model
+    from codec.contexts_fit import with_contexts
+    from codec.model import load_model, read_tensors
 
     torch.set_num_threads(1)
-    tiny, grouped = (
-        load_model(lzma.decompress((DATA / f"{name}.safetensors.xz").read_bytes())) for name in ("tiny", "grouped")
+    first, second, found = (
+        lzma.decompress((DATA / f"{name}.safetensors.xz").read_bytes()) for name in ("tiny", "grouped", "contexts")
     )
+    tiny, grouped = load_model(first), load_model(second)
+    contextual = load_model(with_contexts(second, read_tensors(found, "nightpress-contexts-of-tests")[0]))
+    models = {"grouped": grouped, "trellis": grouped, "contexts": contextual}
     seeds = [
-        (path.stem, path.read_bytes(), grouped if path.stem.startswith(("grouped", "trellis")) else tiny)
+        (path.stem, path.read_bytes(), models.get(path.stem.split("-")[0], tiny))
         for path in sorted((DATA / "golden").glob("*.npi"))
     ]
     if args.model:

@@ -65,7 +65,7 @@ def test_a_target_is_met_from_above_by_what_was_stored(press, photograph):
     assert 32.0 <= row["psnr"] <= 32.1 and row["psnr_source"] == row["psnr"]
     assert row["stored_bytes"] == row["output_length"] == len(data)
     assert row["bpp"] == pytest.approx(8 * len(data) / (240 * 200))
-    assert (row["quality"], row["model"]) == (info(data)["quality"], codec_model().identity) and row["codec"] == "npi/2"
+    assert (row["quality"], row["model"]) == (info(data)["quality"], codec_model().identity) and row["codec"] == "npi/3"
 
 
 def test_ms_ssim_and_small_pictures(press, photograph):
