@@ -194,7 +194,7 @@ def _order_of_passes(model: NightCodec) -> list[tuple[slice, int]]:
     return [(first, entropy.EVEN), (first, entropy.ODD), *((part, entropy.EVERYWHERE) for part in later)]
 
 
-def _version(model: NightCodec) -> int:
+def format_version(model: NightCodec) -> int:
     """The format's, that encoders write with a model."""
     return (3 if model.contexts else 2) if trellis.applies(model.config) else 1
 
@@ -353,7 +353,7 @@ def _seal(prepared: Prepared, latents: Latents, item: int, level: int) -> bytes:
     if model.identity is None:
         raise UnknownModel("this model has no id yet: save it with codec.model.save_model and load it again")
     z = latents.z[item].permute(2, 0, 1).to(torch.int16).contiguous().cpu().numpy()
-    version, jobs = _version(model), []
+    version, jobs = format_version(model), []
     for band in range(latents.grid.bands):
         symbols, index = (array[item] for array in latents.arrays(band))
         for window in latents.grid.windows(band):

@@ -151,7 +151,7 @@ def _hevc() -> Codec:
 def _ours(
     name: str, model=None, device: str = "auto", precision: str = "auto", effort: int = 0, postfilter=None
 ) -> Codec:
-    from codec import coder, container
+    from codec import coder
 
     if name == FILTERED and postfilter is None:
         raise ValueError(f"{FILTERED} needs a post-filter: give evaluate one, as `nightpress evaluate` does")
@@ -165,7 +165,7 @@ def _ours(
         image = coder.decode(data, model=net)
         return np.asarray(mender(image, coder.info(data)) if mender else image)
 
-    version = f"npi {container.VERSIONS[-1]}, {net.precision_name} on {net.log_gain.device.type}, effort {effort}"
+    version = f"npi {coder.format_version(net)}, {net.precision_name} on {net.log_gain.device.type}, effort {effort}"
     version += f", post-filter {mender.identity}" if mender else ""
     return Codec(name, title_of(name), tuple(range(0, 101, 10)), encode, decode, version, net.identity)
 

@@ -227,6 +227,13 @@ def test_postfilters_are_found_by_the_codec_that_they_are_for(weights):
     assert restoration.Postfilter(codec=FACTS["model"]).model == restoration.Postfilter().model == FACTS["model"]
     with pytest.raises(ValueError, match="no post-filter for model aa"):
         restoration.Postfilter(codec="aa")
+    of_several = {"codec": "bb00bb00bb00bb00", "also": "cc00cc00cc00cc00 dd00dd00dd00dd00"}
+    path = weights / "postfilter-several.safetensors"
+    networks.save_network(networks.NightPostfilter(config), "postfilter", "night", path, **of_several)
+    for codec in ("bb00bb00bb00bb00", "cc00cc00cc00cc00", "dd00dd00dd00dd00"):
+        found = restoration.Postfilter(codec=codec)
+        assert found.model == codec and found.identity == restoration.Postfilter(path).identity
+    assert restoration.Postfilter(path).model == "dd00dd00dd00dd00"  # the newest that it was tried on
 
 
 def test_postfilter_computes_the_same_for_encoder_and_reader(weights, cat):
