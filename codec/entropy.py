@@ -10,6 +10,8 @@ the checkerboard (row + column even: the first pass, odd: the second). Operation
 
 In a stream of trellis-coded quantisation (trellis.py) every cell has a state, 0 at first. The parity of each symbol
 with a table from FIRST_BIN on moves its cell's state on; in an odd state the table is the one ODD_STATES further on.
+Where there are contexts (contexts.py), what is named so far is corrected by the symbols coded nearby, and a row of a
+block without checkerboard is coded in its even columns first.
 
 A symbol outside its table's range is the table's last entry (escape) followed by its sign and by the distance to the
 range in an Exp-Golomb code of order 0, as bits of probability one half.
