@@ -104,9 +104,9 @@ def target_level(prepared, metric: str, value: float) -> Reached:
 
     psnr (dB), ms-ssim (0..1; under 160 pixels psnr 40 instead): at least `value`, at most 0.1 dB more, or the lowest
     level where even that is better. bytes: at most `value`, at least 98 % of it, or the highest level where even that
-    is smaller. Two to four passes; MS-SSIM may take five or six on flat charts and tiny pictures, and a curve that
-    jumps takes up to eight and comes as near from the right side as they allow. Raises TargetUnreachable, ValueError
-    for an unknown metric.
+    is smaller. Two to four passes; MS-SSIM may take five or six on flat charts and tiny pictures, PSNR five on small
+    rendered pages (one of nine tried), and a curve that jumps takes up to eight and comes as near from the right side
+    as they allow. Raises TargetUnreachable, ValueError for an unknown metric.
     """
     if metric not in ("psnr", "ms-ssim", "bytes"):
         raise ValueError(f"unknown metric {metric!r}; psnr, ms-ssim and bytes can be targets")
