@@ -104,9 +104,9 @@ def target_level(prepared, metric: str, value: float) -> Reached:
 
     psnr (dB), ms-ssim (0..1; under 160 pixels psnr 40 instead): at least `value`, at most 0.1 dB more, or the lowest
     level where even that is better. bytes: at most `value`, at least 98 % of it, or the highest level where even that
-    is smaller. Two to four passes; MS-SSIM may take five or six on flat charts and tiny pictures, PSNR five on small
-    rendered pages (one of nine tried), and a curve that jumps takes up to eight and comes as near from the right side
-    as they allow. Raises TargetUnreachable, ValueError for an unknown metric.
+    is smaller. Two to four passes; MS-SSIM may take five or six on flat charts and tiny pictures, and a curve that
+    jumps takes up to eight and comes as near from the right side as they allow. Raises TargetUnreachable, ValueError
+    for an unknown metric.
     """
     if metric not in ("psnr", "ms-ssim", "bytes"):
         raise ValueError(f"unknown metric {metric!r}; psnr, ms-ssim and bytes can be targets")
@@ -185,8 +185,8 @@ def _search(measure: Callable[[int], float], family, start, low: float, high: fl
 
     `family`: typical curves at levels 0, 100, ..., 1000; `start`: their weights in the first guess. side -1: at least
     `low` counts (smallest such value), +1: at most `high` counts (largest such).
-    The curve is taken as a typical one plus a line or parabola through the measured levels nearest to the aim, of which
-    none lies within NOISY levels of another.
+    The curve is taken as a typical one plus a line or parabola through the measured levels nearest to the aim, those
+    within NOISY levels of one taken as one.
     """
     from scipy.interpolate import CubicSpline
 
@@ -206,8 +206,8 @@ def _search(measure: Callable[[int], float], family, start, low: float, high: fl
                 shape = _mix(rising[:, levels[0]], values[0]) @ rising
             gaps = values - shape[levels]
             bracketed = values.min() < aim < values.max()  # a parabola is no guide beyond its points
-            near = _apart(levels, np.argsort(np.abs(values - aim)))[: 3 if bracketed else 2]
-            guess = shape + np.polyval(np.polyfit(levels[near] / TOP, gaps[near], len(near) - 1), every / TOP)
+            near = _apart(levels, gaps, np.argsort(np.abs(values - aim)))[: 3 if bracketed else 2]
+            guess = shape + np.polyval(np.polyfit(near[:, 0] / TOP, near[:, 1], len(near) - 1), every / TOP)
         below = max((level for level, v in known.items() if v < low), default=-1)
         above = min((level for level, v in known.items() if v > high), default=TOP + 1)
         inside = every[max(below + 1, 0) : above]
@@ -223,13 +223,18 @@ def _search(measure: Callable[[int], float], family, start, low: float, high: fl
             return _nearest(known, low, high, side)
 
 
-def _apart(levels: np.ndarray, order: np.ndarray) -> list[int]:
-    """`order` without points less than NOISY levels from one before: what lies between such is noise, not slope."""
-    kept: list[int] = []
+def _apart(levels: np.ndarray, values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Points [n,2] in that order, where those less than NOISY levels from one before count as their mean with it: what
+    lies between such is noise, not slope."""
+    groups: list[list[int]] = []
     for i in order:
-        if all(abs(levels[i] - levels[j]) >= NOISY for j in kept):
-            kept.append(int(i))
-    return kept
+        for group in groups:
+            if abs(levels[i] - levels[group[0]]) < NOISY:
+                group.append(int(i))
+                break
+        else:
+            groups.append([int(i)])
+    return np.array([(levels[group].mean(), values[group].mean()) for group in groups])
 
 
 def _nearest(known: dict[int, float], low: float, high: float, side: int) -> _Found:

@@ -173,12 +173,9 @@ def test_rendered_scans_with_a_real_model(seed):
     page = Image.fromarray(np.clip(rendered_page(224, random.Random(seed)) + grain, 0, 255).astype(np.uint8))
     prepared = coder.prepare(page, model)
     lowest, highest = len(prepared.code(0)), len(prepared.code(1000))
-    passes = []
     for value in (metrics.psnr(page, prepared.reconstruct(level)) for level in (220, 560, 880)):
         reached = target_level(prepared, "psnr", value)
-        assert value <= metrics.psnr(page, reached.pixels) <= value + 0.1
-        passes.append(reached.passes)
-    assert sorted(passes)[1] <= 4 and max(passes) <= 5  # on so few pixels PSNR jumps by 0.1 dB between three levels
+        assert value <= metrics.psnr(page, reached.pixels) <= value + 0.1 and reached.passes <= 4
     for value in np.geomspace(1.3 * lowest, 0.8 * highest, 3):
         reached = target_level(prepared, "bytes", value)
         assert 0.98 * value <= len(reached.bitstream) <= value and reached.passes <= 4
