@@ -31,6 +31,8 @@ from codec.model import (
     load_model,
     packed_tensors,
     read_model_file,
+    tally,
+    unsigned,
 )
 from codec.packed import EVEN, ODD
 from codec.states import FIRST_BIN, ODD_STATES
@@ -277,11 +279,7 @@ def counted(model, found: list[contexts.Contexts], prior: list, pieces) -> tuple
         first, *later = model.config.slices
         for part, parity in ((first, EVEN), (first, ODD), *((part, -1) for part in later)):
             coded = contexts.corrected_block(symbols[part], tables[part], near, part.start, parity, parity)
-            values, numbers = (a.ravel().astype(np.int64) for a in coded)
-            for number in np.unique(numbers[numbers > 0]):
-                chosen, radius = values[numbers == number], (len(prior[number]) - 2) // 2
-                place = np.where(np.abs(chosen) <= radius, chosen + radius, 2 * radius + 1)
-                counts[number] += np.bincount(place, minlength=len(prior[number]))
+            tally(counts, coded[1], coded[0])
     tables = []
     for number, (count, table) in enumerate(zip(counts, prior, strict=True)):
         if table is None or number == 0:
@@ -289,7 +287,7 @@ def counted(model, found: list[contexts.Contexts], prior: list, pieces) -> tuple
             continue
         after += (count * (PRECISION - np.log2(table))).sum()
         if number < TABLES:
-            count[:-1] = (count[:-1] + count[-2::-1]) / 2  # what does not lean has no preferred sign
+            count = unsigned(count)  # what does not lean prefers none
         tables.append(integer_frequencies(count + table * (2000.0 / (1 << PRECISION))))
     return tables, before, after
 

@@ -887,6 +887,21 @@ def integer_frequencies(probability: np.ndarray) -> np.ndarray:
     return freq.astype(np.uint32)
 
 
+def tally(counts: list, numbers: np.ndarray, values: np.ndarray) -> None:
+    """Adds to `counts`, by table, how often each of its entries occurs: values coded with the tables `numbers`, of one
+    shape; table 0 is "not coded". counts[n]: float [2R + 2], symbols -R..R, then escape."""
+    numbers, values = numbers.ravel(), values.ravel().astype(np.int64)
+    for number in np.unique(numbers[numbers > 0]):
+        chosen, radius = values[numbers == number], (len(counts[number]) - 2) // 2
+        place = np.where(np.abs(chosen) <= radius, chosen + radius, 2 * radius + 1)
+        counts[number] += np.bincount(place, minlength=len(counts[number]))
+
+
+def unsigned(count: np.ndarray) -> np.ndarray:
+    """Such a count where a sign is as likely as the other."""
+    return np.append((count[:-1] + count[-2::-1]) / 2, count[-1])
+
+
 def y_radius(scale: float) -> int:
     """Symbols coded without escape in a bin of that scale: -radius..radius."""
     return int(min(255, math.ceil(4.0 * scale) + 2))

@@ -28,7 +28,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from codec import model as networks
 from codec.crops import GREY, DeviceCrops
 from codec.model import (
-    BINS,
     LEVELS,
     Z_GROUPS,
     Z_MAX,
@@ -155,13 +154,7 @@ def measure_tables(
         y = model.analysis(x)
         for level in (rng.randint(0, LEVELS) for _ in range(6)):
             symbols = model.quantise(y, level)
-            index = symbols.index.cpu().numpy().ravel()
-            values = symbols.y.cpu().numpy().ravel().astype(np.int64)
-            for bin_ in range(1, BINS):
-                chosen = values[index == bin_]
-                radius = (len(y_counts[bin_]) - 2) // 2
-                position = np.where(np.abs(chosen) <= radius, chosen + radius, 2 * radius + 1)
-                y_counts[bin_] += np.bincount(position, minlength=2 * radius + 2)
+            networks.tally(y_counts, symbols.index.cpu().numpy(), symbols.y.cpu().numpy())
             z = symbols.z.cpu().numpy().transpose(1, 0, 2, 3).reshape(model.config.hyper, -1)
             group = min(Z_GROUPS - 1, level // 100)
             for channel in range(model.config.hyper):
@@ -173,9 +166,7 @@ def measure_tables(
 
     y_freq = []
     for counts, frequencies in zip(y_counts, parametric.y_freq, strict=True):
-        even = counts.copy()
-        even[:-1] = (counts[:-1] + counts[-2::-1]) / 2  # a mean-free symbol has no preferred sign
-        y_freq.append(blend(even, frequencies, 2000.0))
+        y_freq.append(blend(networks.unsigned(counts), frequencies, 2000.0))  # what has no mean prefers no sign
     # Neighbouring level groups share their counts, since a group alone sees few pictures.
     shared = z_counts.copy()
     shared[1:] += 0.3 * z_counts[:-1]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from codec import trellis, trellis_search
-from codec.model import LEVELS, PRECISION, integer_frequencies, load_model, packed_tensors
+from codec.model import LEVELS, PRECISION, integer_frequencies, load_model, packed_tensors, tally, unsigned
 from codec.train import batch, load_pictures
 
 
@@ -28,11 +28,8 @@ def counted(model, pictures: list[np.ndarray], crops: int, rng: random.Random, b
         y = model.analysis(batch(pictures, 4, 256, rng))
         for level in (rng.randint(0, LEVELS) for _ in range(4)):
             _, symbols, tables, _ = trellis.quantised(model, y, level, search)
-            numbers, values = tables.numpy().ravel(), symbols.numpy().ravel().astype(np.int64)
-            for number in np.unique(numbers[numbers >= trellis.FIRST_BIN]):
-                chosen, radius = values[numbers == number], (len(counts[number]) - 2) // 2
-                place = np.where(np.abs(chosen) <= radius, chosen + radius, 2 * radius + 1)
-                counts[number] += np.bincount(place, minlength=len(counts[number]))
+            numbers = tables.numpy()
+            tally(counts, numbers * (numbers >= trellis.FIRST_BIN), symbols.numpy())
     return counts
 
 
@@ -43,9 +40,7 @@ def measured(counts: list, prior: list, weight: float = 200.0) -> list:
         if count is None:
             tables.append(None)
             continue
-        even = count.copy()
-        even[:-1] = (count[:-1] + count[-2::-1]) / 2
-        tables.append(integer_frequencies(even + table * (weight / (1 << PRECISION))))
+        tables.append(integer_frequencies(unsigned(count) + table * (weight / (1 << PRECISION))))
     return tables
 
 
