@@ -69,45 +69,44 @@ def _paint(sums, upper, first, pixels, grey):
                 pixels[upper + y, first + x, 2] = block[at if grey else 128 + at]
 
 
+def _part_sums(linear, means, added, part, sums):
+    """A part's sums float32 [192] from its cell's linear picture [768], means [12] or none of them [0] and what is added
+    to it [192]; linear and added are float32 or bfloat16, given as uint16: the upper halves of float32."""
+    raise NotImplementedError("compiled code alone calls this")
+
+
+@numba.extending.overload(_part_sums)
+def _part_sums_of(linear, means, added, part, sums):
+    def of_halves(linear, means, added, part, sums):
+        bits, base = sums.view(np.uint32), linear[192 * part : 192 * part + 192]
+        more = np.empty(192, np.uint32)
+        for i in range(192):
+            bits[i], more[i] = np.uint32(base[i]) << np.uint32(16), np.uint32(added[i]) << np.uint32(16)
+        values = more.view(np.float32)
+        for colour in range(3):
+            mean = means[3 * part + colour] if means.size else np.float32(0)
+            for i in range(64 * colour, 64 * colour + 64):
+                sums[i] = sums[i] + values[i] + mean
+
+    def of_floats(linear, means, added, part, sums):
+        base = linear[192 * part : 192 * part + 192]
+        for colour in range(3):
+            mean = means[3 * part + colour] if means.size else np.float32(0)
+            for i in range(64 * colour, 64 * colour + 64):
+                sums[i] = base[i] + added[i] + mean
+
+    return of_halves if linear.dtype == numba.types.uint16 else of_floats
+
+
 @numba.njit(cache=True, nogil=True)
-def _gather(linear, added, top, left, pixels, grey):
-    """What Inference.synthesis gives for a window, [h,w,768] and [2h,2w,192] -> the first channels of uint8
-    [height,width,C], from the cell (top, left) on; with `grey` all from the colours' mean."""
+def _gather(linear, means, added, top, left, pixels, grey):
+    """What Inference.synthesis gives for a window, [h,w,768], [h,w,12 or 0] and [2h,2w,192] -> the first channels of
+    uint8 [height,width,C], from the cell (top, left) on; with `grey` all from the colours' mean."""
     sums = np.empty(192, np.float32)
     for upper in range(0, pixels.shape[0], 8):
         for first in range(0, pixels.shape[1], 8):
-            part = 192 * (upper // 8 % 2 * 2 + first // 8 % 2)
-            base = linear[top + upper // 16, left + first // 16, part : part + 192]
-            more = added[2 * top + upper // 8, 2 * left + first // 8]
-            for i in range(192):
-                sums[i] = base[i] + more[i]
-            _paint(sums, upper, first, pixels, grey)
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _add_halves(linear, means, added, part, bits, sums):
-    """A part's sums float32 [192] from its cell's linear picture [768], means [12] and what is added to it [192]. bits:
-    uint32 [384] to work in."""
-    values, base = bits.view(np.float32), linear[192 * part : 192 * part + 192]
-    for i in range(192):
-        bits[i] = np.uint32(base[i]) << np.uint32(16)
-        bits[192 + i] = np.uint32(added[i]) << np.uint32(16)
-    for colour in range(3):
-        mean = means[3 * part + colour]
-        for i in range(64 * colour, 64 * colour + 64):
-            sums[i] = values[i] + values[192 + i] + mean
-
-
-@numba.njit(cache=True, nogil=True)
-def _gather_halves(linear, means, added, top, left, pixels, grey):
-    """As _gather, where the linear picture and `added` are bfloat16, given as uint16: the upper halves of float32; and
-    means float32 [h,w,12] of the linear picture's blocks are apart."""
-    sums, bits = np.empty(192, np.float32), np.empty(384, np.uint32)
-    for upper in range(0, pixels.shape[0], 8):
-        for first in range(0, pixels.shape[1], 8):
             r, k, part = top + upper // 16, left + first // 16, upper // 8 % 2 * 2 + first // 8 % 2
-            more = added[2 * top + upper // 8, 2 * left + first // 8]
-            _add_halves(linear[r, k], means[r, k], more, part, bits, sums)
+            _part_sums(linear[r, k], means[r, k], added[2 * top + upper // 8, 2 * left + first // 8], part, sums)
             _paint(sums, upper, first, pixels, grey)
 
 
@@ -129,18 +128,17 @@ def _gather_cells(cells, top, left, pixels, grey):
 
 @numba.njit(cache=True, nogil=True)
 def _gather_lapped(linear, means, added, v, top, left, pixels, grey):
-    """As _gather_halves for a lapped model, whose filter is v: sums, filtered across the borders of cells, row by row
-    while they are in the cache."""
+    """As _gather for a lapped model, whose filter is v: sums, filtered across the borders of cells, row by row while
+    they are in the cache."""
     begin, end = max(0, left - 1), min(linear.shape[1], left + -(-pixels.shape[1] // 16) + 1)
     first, bottom = max(0, top - 1), top + -(-pixels.shape[0] // 16)
     rows, scratch = np.empty((2, end - begin, 768), np.float32), new_scratch(v)
-    bits = np.empty(384, np.uint32)
     for r in range(first, min(linear.shape[0], bottom + 1)):
         row, before = rows[r % 2], rows[1 - r % 2]
         for k in range(begin, end):
             for part in range(4):
                 more, sums = added[2 * r + part // 2, 2 * k + part % 2], row[k - begin, 192 * part : 192 * part + 192]
-                _add_halves(linear[r, k], means[r, k], more, part, bits, sums)
+                _part_sums(linear[r, k], means[r, k], more, part, sums)
         lap_row(row, scratch)
         if r > first:
             lap_rows(before, row, scratch)
@@ -608,19 +606,19 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
         outer = window.grown(model.synthesis_halo)
         y_hat = latents.values.window(*outer.box) * gain
         linear, means, added = inference_of(model).synthesis(y_hat, latents.levels)
-        if means is not None and not means.is_cuda:
-            gather = _gather_halves
-            linear, added = (part.view(torch.int16).numpy().view(np.uint16) for part in (linear, added))
-            parts = linear, means.numpy(), added
-            if model.config.lapped:
-                gather, parts = _gather_lapped, (*parts, [model.lap_synthesis.detach().numpy()] * len(linear))
-        elif model.config.lapped:
+        if model.config.lapped and linear.is_cuda:
             gather, parts = _gather_cells, [inference_of(model).unlapped(linear, means, added).numpy()]
         else:
+            none = linear.new_zeros((*linear.shape[:3], 0), dtype=torch.float32)
+            parts = [part.cpu() for part in (linear, none if means is None else means, added)]
+            if parts[0].dtype == parts[2].dtype == torch.bfloat16:
+                parts = [part.view(torch.int16).numpy().view(np.uint16) if i != 1 else part.numpy()
+                         for i, part in enumerate(parts)]  # fmt: skip
+            else:
+                parts = [part.float().numpy() for part in parts]
             gather = _gather
-            if means is not None:
-                linear = linear + means.repeat_interleave(64, -1)
-            parts = [part.float().cpu().numpy() for part in (linear, added)]
+            if model.config.lapped:
+                gather, parts = _gather_lapped, [*parts, [model.lap_synthesis.detach().numpy()] * len(linear)]
         place = window.top - outer.top, window.left - outer.left
 
         def paint(item: int, pixels: np.ndarray, grey: bool) -> None:

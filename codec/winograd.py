@@ -4,6 +4,9 @@ After Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016. T
 multiplied with the transformed kernel (36 products of matrices for all tiles at once), and transformed back to 4x4
 outputs. The result differs from the plain sum by about 1e-5 of its size, so it serves the transforms alone: nothing
 that the entropy coder must find again is computed here.
+
+The transforms work on rows of channels that lie constant distances apart, without which LLVM would not prove them
+apart and would take one channel at a time.
 """
 
 import numba
@@ -11,87 +14,114 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.threads import each
-
-TILES = 128  # about so many are worked on together, so that they stay in the second-level cache
+TILES = 112  # about so many are worked on together, so that they stay in the cache
+_LANES = 128  # channels of a tile that are worked on together; the distance of rows
 _KERNEL = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
            (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
 _TWO, _FOUR, _FIVE, _EIGHT = (np.float32(n) for n in (2, 4, 5, 8))
+_NEXT, _LINE = np.uint64(_LANES), np.uint64(6 * _LANES)  # from one sample of a tile to the next, and to that below
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def _to_frequencies(d0, d1, d2, d3, d4, d5, t0, t1, t2, t3, t4, t5):
-    """Six samples -> six values, for all channels."""
-    for c in range(d0.size):
-        near, far = d4[c] - _FOUR * d2[c], d3[c] - _FOUR * d1[c]
-        even, odd = d4[c] - d2[c], _TWO * (d3[c] - d1[c])
-        t0[c] = _FOUR * d0[c] - _FIVE * d2[c] + d4[c]
-        t1[c] = near + far
-        t2[c] = near - far
-        t3[c] = even + odd
-        t4[c] = even - odd
-        t5[c] = _FOUR * d1[c] - _FIVE * d3[c] + d5[c]
+@numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
+def _to_frequencies(source, at, away, work, to, step, channels):
+    """Six rows of channels of flat `source`, `away` apart from `at` on -> six of flat `work`, `step` apart from `to`."""
+    two, three, four, five = np.uint64(2), np.uint64(3), np.uint64(4), np.uint64(5)
+    first, second, third = at + away, at + two * away, at + three * away
+    fourth, fifth = at + four * away, at + five * away
+    for c in range(channels):
+        d1, d2, d3, d4 = source[first + c], source[second + c], source[third + c], source[fourth + c]
+        near, far = d4 - _FOUR * d2, d3 - _FOUR * d1
+        even, odd = d4 - d2, _TWO * (d3 - d1)
+        lowest = _FOUR * source[at + c] - _FIVE * d2 + d4
+        highest = _FOUR * d1 - _FIVE * d3 + source[fifth + c]
+        work[to + c] = lowest
+        work[to + step + c] = near + far
+        work[to + two * step + c] = near - far
+        work[to + three * step + c] = even + odd
+        work[to + four * step + c] = even - odd
+        work[to + five * step + c] = highest
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def _to_samples(m0, m1, m2, m3, m4, m5, t0, t1, t2, t3):
-    """Six values -> four samples, for all channels."""
-    for c in range(m0.size):
-        a, b, d, e = m1[c] + m2[c], m1[c] - m2[c], m3[c] + m4[c], m3[c] - m4[c]
-        t0[c] = m0[c] + a + d
-        t1[c] = b + _TWO * e
-        t2[c] = a + _FOUR * d
-        t3[c] = b + _EIGHT * e + m5[c]
+@numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
+def _to_samples(work, at, step, channels):
+    """Six rows of channels of flat `work`, `step` apart from `at` on -> four in their place."""
+    two, three, four, five = np.uint64(2), np.uint64(3), np.uint64(4), np.uint64(5)
+    for c in range(channels):
+        m1, m2 = work[at + step + c], work[at + two * step + c]
+        m3, m4 = work[at + three * step + c], work[at + four * step + c]
+        first, last = work[at + c], work[at + five * step + c]
+        a, b, d, e = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+        work[at + c] = first + a + d
+        work[at + step + c] = b + _TWO * e
+        work[at + two * step + c] = a + _FOUR * d
+        work[at + three * step + c] = b + _EIGHT * e + last
 
 
 @numba.njit(cache=True, nogil=True)
-def _at(x, zero, row, column):
-    return x[row, column] if 0 <= row < x.shape[0] and 0 <= column < x.shape[1] else zero
-
-
-@numba.njit(cache=True, nogil=True)
-def _spread(x, row, tiles):
-    """A row of tiles of [H,W,C], zeros beyond the edge -> [36,tiles,C]."""
-    channels = x.shape[2]
-    half, zero = np.empty((6, 6, channels), np.float32), np.zeros(channels, np.float32)
-    for number in range(tiles.shape[1]):
-        r, k = 4 * row - 1, 4 * number - 1
+def _take(x, r, k, first, count, patch):
+    """Samples (r.., k..) of [H,W,C], zeros beyond the edge, channels from `first` on -> flat patch."""
+    for i in range(6):
         for j in range(6):
-            _to_frequencies(
-                _at(x, zero, r, k + j), _at(x, zero, r + 1, k + j), _at(x, zero, r + 2, k + j),
-                _at(x, zero, r + 3, k + j), _at(x, zero, r + 4, k + j), _at(x, zero, r + 5, k + j),
-                half[0, j], half[1, j], half[2, j], half[3, j], half[4, j], half[5, j],
-            )  # fmt: skip
-        for i in range(6):
-            _to_frequencies(
-                half[i, 0], half[i, 1], half[i, 2], half[i, 3], half[i, 4], half[i, 5],
-                tiles[6 * i, number], tiles[6 * i + 1, number], tiles[6 * i + 2, number], tiles[6 * i + 3, number],
-                tiles[6 * i + 4, number], tiles[6 * i + 5, number],
-            )  # fmt: skip
+            row = patch[(6 * i + j) * _LANES : (6 * i + j) * _LANES + count]
+            if 0 <= r + i < x.shape[0] and 0 <= k + j < x.shape[1]:
+                row[:] = x[r + i, k + j, first : first + count]
+            else:
+                row[:] = np.float32(0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _spread(x, top, across, used, tiles):
+    """Rows of `across` tiles each, from the one numbered `top` on, of [H,W,C], zeros beyond the edge -> the first `used`
+    of [36,n,C]."""
+    height, width, channels = x.shape
+    work, patch = np.empty(36 * _LANES, np.float32), np.empty(36 * _LANES, np.float32)
+    flat, out, sample, line = x.ravel(), tiles.ravel(), np.uint64(channels), np.uint64(width * channels)
+    away = np.uint64(tiles.shape[1] * channels)
+    for number in range(used):
+        r, k = 4 * (top + number // across) - 1, 4 * (number % across) - 1
+        within = r >= 0 and k >= 0 and r + 6 <= height and k + 6 <= width
+        for first in range(0, channels, _LANES):
+            count = np.uint64(min(_LANES, channels - first))
+            if within:
+                at = np.uint64((r * width + k) * channels + first)
+                for j in range(np.uint64(6)):
+                    _to_frequencies(flat, at + j * sample, line, work, j * _NEXT, _LINE, count)
+            else:
+                _take(x, r, k, first, count, patch)
+                for j in range(np.uint64(6)):
+                    _to_frequencies(patch, j * _NEXT, _LINE, work, j * _NEXT, _LINE, count)
+            for i in range(np.uint64(6)):
+                _to_frequencies(work, i * _LINE, _NEXT, work, i * _LINE, _NEXT, count)
+            to = np.uint64(number * channels + first)
+            for part in range(np.uint64(36)):
+                for c in range(count):
+                    out[to + part * away + c] = work[part * _NEXT + c]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _gather(tiles, bias, slope, row, y):
+def _gather(tiles, used, bias, slope, top, across, y):
     """The inverse of _spread after the products, plus bias, through a leaky ReLU, into [H,W,C]."""
     height, width, channels = y.shape
-    half, four = np.empty((4, 6, channels), np.float32), np.empty((4, channels), np.float32)
-    for number in range(tiles.shape[1]):
-        r, k = 4 * row, 4 * number
-        for j in range(6):
-            _to_samples(
-                tiles[j, number], tiles[6 + j, number], tiles[12 + j, number], tiles[18 + j, number],
-                tiles[24 + j, number], tiles[30 + j, number], half[0, j], half[1, j], half[2, j], half[3, j],
-            )  # fmt: skip
-        for i in range(min(4, height - r)):
-            _to_samples(
-                half[i, 0], half[i, 1], half[i, 2], half[i, 3], half[i, 4], half[i, 5],
-                four[0], four[1], four[2], four[3],
-            )  # fmt: skip
-            for j in range(min(4, width - k)):
-                source, target = four[j], y[r + i, k + j]
-                for c in range(channels):
-                    value = source[c] + bias[c]
-                    target[c] = max(value, slope * value)
+    work = np.empty(36 * _LANES, np.float32)
+    given, flat, away = tiles.ravel(), y.ravel(), np.uint64(tiles.shape[1] * channels)
+    for number in range(used):
+        r, k = 4 * (top + number // across), 4 * (number % across)
+        for first in range(0, channels, _LANES):
+            count, begin = np.uint64(min(_LANES, channels - first)), np.uint64(first)
+            at = np.uint64(number * channels + first)
+            for part in range(np.uint64(36)):
+                for c in range(count):
+                    work[part * _NEXT + c] = given[at + part * away + c]
+            for j in range(np.uint64(6)):
+                _to_samples(work, j * _NEXT, _LINE, count)
+            for i in range(np.uint64(4)):
+                _to_samples(work, i * _LINE, _NEXT, count)
+            for i in range(min(4, height - r)):
+                for j in range(min(4, width - k)):
+                    at, to = np.uint64(6 * i + j) * _NEXT, np.uint64(((r + i) * width + k + j) * channels + first)
+                    for c in range(count):
+                        value = work[at + c] + bias[begin + c]
+                        flat[to + c] = max(value, slope * value)
 
 
 class Convolution3x3:
@@ -109,20 +139,13 @@ class Convolution3x3:
         inputs, outputs = self.weight.shape[1:]
         out = torch.empty(batch, height, width, outputs)
         down, across = -(-height // 4), -(-width // 4)
-        rows = min(down, max(1, TILES // across))
+        rows = max(1, TILES // across)
+        rows = -(-down // -(-down // rows))  # groups of about the same size
         before, after = torch.empty(36, rows * across, inputs), torch.empty(36, rows * across, outputs)
         for x, y in zip(t.contiguous().numpy(), out.numpy(), strict=True):
             for top in range(0, down, rows):
-                parts = [slice(i * across, (i + 1) * across) for i in range(min(rows, down - top))]
-
-                def spread(part: slice, x=x, top=top) -> None:
-                    _spread(x, top + part.start // across, before.numpy()[:, part])
-
-                def gather(part: slice, y=y, top=top) -> None:
-                    _gather(after.numpy()[:, part], self.bias, self.slope, top + part.start // across, y)
-
-                used = parts[-1].stop
-                each(spread, parts)
+                used = min(rows, down - top) * across
+                _spread(x, top, across, used, before.numpy())
                 torch.bmm(before[:, :used], self.weight, out=after[:, :used])
-                each(gather, parts)
+                _gather(after.numpy(), used, self.bias, self.slope, top, across, y)
         return out

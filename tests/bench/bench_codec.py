@@ -112,7 +112,6 @@ def stopwatches(model, spent: dict):
         (Inference, "synthesis"): "synthesis",
         (latents, "_cells_of"): "pixels",
         (latents, "_gather"): "pixels",
-        (latents, "_gather_halves"): "pixels",
         (latents, "_gather_cells"): "pixels",
         (latents, "_gather_lapped"): "pixels",
         (Inference, "unlapped"): "pixels",
