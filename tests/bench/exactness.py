@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -151,10 +152,10 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
 
 
 def child(arguments: list[str]) -> int:
-    """Runs one way: reads files, writes the outcome as npz and JSON beside them."""
-    name, model_path, folder = arguments
-    place = Path(folder)
-    files = [path.read_bytes() for path in sorted(place.glob("*.npi"))]
+    """Runs one way: reads files, writes the outcome as npz and JSON to a folder of its own."""
+    name, model_path, folder, own = arguments
+    place = Path(own)
+    files = [path.read_bytes() for path in sorted(Path(folder).glob("*.npi"))]
     try:
         outcome = run_way(WAYS[name], model_path, files)
     except Exception as error:
@@ -173,45 +174,52 @@ def mean_psnr(originals: list, shown: list) -> float:
 
 
 def compare(model_path: str, files: list[bytes], originals: list, names: list[str]) -> list[dict]:
-    """One row per way: symbols, mismatches (0, or what went wrong), pixels and PSNR against the first way's."""
-    rows = []
-    first = None
+    """One row per way: symbols, mismatches (0, or what went wrong), pixels and PSNR against the first way's. As many
+    ways at a time as there are cores: how long they take is not asked."""
     with tempfile.TemporaryDirectory() as folder:
         for i, data in enumerate(files):
             Path(folder, f"{i:05}.npi").write_bytes(data)
-        for name in names:
-            way = WAYS[name]
-            threads = str(way.get("threads", 1))
+
+        def go(number: int) -> tuple[dict, list[np.ndarray]]:
+            way, place = WAYS[names[number]], Path(folder, str(number))
+            place.mkdir()
             environment = {
-                **os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(Path(__file__).parents[2]),
-                **way.get("env", {}),
+                **os.environ, "OMP_NUM_THREADS": str(way.get("threads", 1)),
+                "PYTHONPATH": str(Path(__file__).parents[2]), **way.get("env", {}),
             }  # fmt: skip
-            command = [sys.executable, __file__, "--child", name, model_path, folder]
+            command = [sys.executable, __file__, "--child", names[number], model_path, folder, str(place)]
             subprocess.run(command, check=True, env=environment)
-            outcome = json.loads(Path(folder, "outcome.json").read_text())
-            if outcome.get("absent"):
-                rows.append({"way": name, "outcome": "no CUDA here"})
-                continue
-            if "error" in outcome:
-                rows.append({"way": name, "outcome": f"FAILED: {outcome['error']}", "mismatches": 1})
-                continue
-            with np.load(Path(folder, "pixels.npz")) as stored:
-                pixels = [stored[key].astype(np.int16) for key in stored.files]
-            if first is None:
-                first = (outcome, pixels)
-            differences = [np.abs(a - b) for a, b in zip(pixels, first[1], strict=True)]
-            rows.append(
-                {
-                    "way": name,
-                    "indices": outcome["indices"],
-                    "symbols": outcome["symbols"],
-                    "mismatches": 0 if outcome["digest"] == first[0]["digest"] else 1,
-                    "largest pixel difference": int(max(d.max() for d in differences)),
-                    "dB": mean_psnr(originals, pixels) - mean_psnr(originals, first[1]),
-                    "pixels that differ": float(np.mean([(d > 0).mean() for d in differences])),
-                    "outcome": "same" if outcome["digest"] == first[0]["digest"] else "DIFFERENT",
-                }
-            )
+            outcome = json.loads((place / "outcome.json").read_text())
+            if "digest" not in outcome:
+                return outcome, []
+            with np.load(place / "pixels.npz") as stored:
+                return outcome, [stored[key].astype(np.int16) for key in stored.files]
+
+        rows = []
+        first = None
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for name, (outcome, pixels) in zip(names, pool.map(go, range(len(names))), strict=True):
+                if outcome.get("absent"):
+                    rows.append({"way": name, "outcome": "no CUDA here"})
+                    continue
+                if "error" in outcome:
+                    rows.append({"way": name, "outcome": f"FAILED: {outcome['error']}", "mismatches": 1})
+                    continue
+                first = first or (outcome, pixels)
+                differences = [np.abs(a - b) for a, b in zip(pixels, first[1], strict=True)]
+                same = outcome["digest"] == first[0]["digest"]
+                rows.append(
+                    {
+                        "way": name,
+                        "indices": outcome["indices"],
+                        "symbols": outcome["symbols"],
+                        "mismatches": 0 if same else 1,
+                        "largest pixel difference": int(max(d.max() for d in differences)),
+                        "dB": mean_psnr(originals, pixels) - mean_psnr(originals, first[1]),
+                        "pixels that differ": float(np.mean([(d > 0).mean() for d in differences])),
+                        "outcome": "same" if same else "DIFFERENT",
+                    }
+                )
     return rows
 
 
