@@ -228,6 +228,7 @@ def train(
     optimiser_kind: str = "muon",
     say=print,
     on_device: bool | None = None,
+    table_crops: int = 256,
 ) -> Path:
     """Train for `minutes` (or go on from out/trunk.pt); returns the path of the exported weights.
 
@@ -235,8 +236,8 @@ def train(
     that it has more add nothing at first, the latent's channels are put in its order. Where its bottlenecks' ReLUs
     leak and `config`'s do not, they cease to by and by. config: by default the sizes of `start`, or Config's.
     optimiser_kind: muon | adam. on_device: whether samples are cut in the device's memory (crops.py); by default where
-    that is not the CPU's. Raises FileNotFoundError where there are no pictures, ValueError where `start` is no
-    model.
+    that is not the CPU's. table_crops: samples that the entropy tables are counted on. Raises FileNotFoundError where
+    there are no pictures, ValueError where `start` is no model.
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the learning rate
     starts to fall, out/codec.safetensors at the end. The .pt files are this function's own; it loads them with
     weights_only, and no others.
@@ -401,7 +402,7 @@ def train(
                 save_average(out / "latest.safetensors")
     save(out / "state.pt")  # what an export that fails can be repeated from
     path = out / "codec.safetensors"
-    identity = export(average, config, pictures, path, device, 256, steps=str(step), seed=str(seed))
+    identity = export(average, config, pictures, path, device, table_crops, steps=str(step), seed=str(seed))
     say(f"wrote {path}, model {identity}, {step} steps")
     return path
 
@@ -422,6 +423,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, help="model file to take first values from")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--table-crops", type=int, default=256, help="samples that entropy tables are counted on")
     sizes = parser.add_argument_group("sizes of the networks; those of a training that is resumed must be given again")
     for field in dataclasses.fields(Config):
         option = f"--{field.name.replace('_', '-')}"
@@ -439,7 +441,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     train(
         a.data, a.out, a.minutes, a.batch, a.size, a.rate, a.decay, a.finish, a.device, a.resume, a.seed,
-        config=config, start=a.start, optimiser_kind=a.optimiser,
+        config=config, start=a.start, optimiser_kind=a.optimiser, table_crops=a.table_crops,
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def test_samples_are_varied_and_in_range(folder):
 
 @pytest.mark.slow
 def test_training_learns_resumes_and_exports(folder, tmp_path):
-    common = dict(batch_size=4, size=64, config=SMALL, say=lambda line: None)
+    common = dict(batch_size=4, size=64, config=SMALL, say=lambda line: None, table_crops=32)
     train([folder], tmp_path, minutes=0.3, **common)
     path = train([folder], tmp_path, minutes=0.2, resume=True, **common)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -160,7 +160,7 @@ def test_leaky_relus_lose_their_slope_by_and_by(folder, tmp_path, monkeypatch):
     save_model(NightCodec(leaky), tmp_path / "leaky.safetensors")
     path = train(
         [folder], tmp_path / "out", minutes=0.1, batch_size=2, size=64, config=SMALL, say=lambda line: None,
-        start=tmp_path / "leaky.safetensors",
+        start=tmp_path / "leaky.safetensors", table_crops=8,
     )  # fmt: skip
     saved = torch.load(tmp_path / "out" / "trunk.pt", weights_only=True)
     assert saved["leak"] == 0.0  # all of it is gone by the time that the rate falls
@@ -177,7 +177,7 @@ def test_a_finish_alone_trains_what_follows_the_symbols_and_the_steps(folder, tm
     save_model(model, tmp_path / "start.safetensors")
     path = train(
         [folder], tmp_path / "out", minutes=0.1, batch_size=2, size=64, rate=0.05, decay=1.0, finish=1.0,
-        start=tmp_path / "start.safetensors", say=lambda line: None,
+        start=tmp_path / "start.safetensors", say=lambda line: None, table_crops=8,
     )  # fmt: skip
     old, new = load_model(tmp_path / "start.safetensors").state_dict(), load_model(path).state_dict()
     changed = {name for name, value in new.items() if not torch.equal(value, old[name])}
@@ -198,7 +198,7 @@ def test_steps_are_measured_anew_where_more_than_the_finish_was_trained(folder, 
     save_model(model, tmp_path / "start.safetensors")
     path = train(
         [folder], tmp_path / "out", minutes=0.1, batch_size=2, size=64, rate=1e-9, decay=0.1, finish=0.5,
-        start=tmp_path / "start.safetensors", say=lambda line: None,
+        start=tmp_path / "start.safetensors", say=lambda line: None, table_crops=8,
     )  # fmt: skip
     name = "analysis_network.blocks.0.step_narrowed"
     old, new = (load_model(p).state_dict()[name] for p in (tmp_path / "start.safetensors", path))
@@ -238,7 +238,7 @@ def test_sizes_are_options(folder, tmp_path):
     options += ["--lapped", "--no-last-means"]
     options += ["--groups", *groups]
     files = ["--data", str(folder), "--out", str(tmp_path), "--start", str(tmp_path / "start.safetensors")]
-    main([*files, *options, "--minutes=0.05", "--batch=2", "--size=64", "--device=cpu"])
+    main([*files, *options, "--minutes=0.05", "--batch=2", "--size=64", "--device=cpu", "--table-crops=8"])
     config = load_model(tmp_path / "codec.safetensors").config
     assert config == dataclasses.replace(SMALL, decoder_blocks=2, lapped=True, last_means=False)
 
@@ -276,5 +276,6 @@ def test_a_device_cuts_the_same_kinds_of_samples():
 
 def test_training_takes_samples_cut_on_the_device(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("codec.train.PAGES", 4)
-    path = train([folder], tmp_path, minutes=0.1, batch_size=4, size=64, config=SMALL, say=str, on_device=True)
+    common = dict(batch_size=4, size=64, config=SMALL, say=str, table_crops=8)
+    path = train([folder], tmp_path, minutes=0.1, on_device=True, **common)
     assert int(load_model(path).metadata["steps"]) > 0
