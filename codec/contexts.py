@@ -190,7 +190,7 @@ def last_weights(near, channel, kind):
 def sums_at(scale, location, column, last, run, side, loud, lean):
     """The whole sums of one symbol (loud, lean). scale, location: its row's scores; last: last_weights; run, side: of
     the channel's symbols up to the one before the last, so that these sums need not wait for the last one."""
-    k = BEFORE + column + last[4]
+    k = BEFORE + np.int64(column) + last[4]
     loud += last[2] * np.int32(run >> RUN_PLACES)
     lean += last[3] * np.int32(side >> RUN_PLACES)
     if last[4] != 0:
@@ -221,8 +221,8 @@ def leave(scores, places, scale, location, column, table, symbol, run, side):
     score, place = scores[at], places[at]
     if symbol < 0:
         place = -place
-    scale[np.uint64(BEFORE + column)] = score
-    location[np.uint64(BEFORE + column)] = place
+    here = np.uint64(BEFORE) + np.uint64(column)
+    scale[here], location[here] = score, place
     run += (np.int32(score) << RUN_PLACES) - (run >> FADE)
     side += (np.int32(place) << RUN_PLACES) - (side >> FADE)
     return np.int32(run), np.int32(side)

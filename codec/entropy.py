@@ -280,17 +280,17 @@ def _pull(
     near,
     channel,
 ):
-    """Decode one block into `symbols`; cells: Block.states, channel: Block.first. Returns (next word, next operation,
-    _OK or another)."""
+    """Decode one block into `symbols`; words: with one more behind the last; cells: Block.states, channel: Block.first.
+    Returns (next word, next operation, _OK or another)."""
     mask = states.size - 1
     slot_mask = np.uint32(TOTAL - 1)
-    limit = words.size
+    limit = words.size - 1
     trellis, correcting = cells.size > 0, near.scale.size > 0
     lowest = np.uint32(LOWEST)
     kind = contexts.LATER if parity < 0 else parity
     columns = right - left
     base, loud, lean = np.zeros(columns, np.int32), np.zeros(columns, np.int32), np.zeros(columns, np.int32)
-    swapped, plain = False, np.int32(0)
+    swapped, plain, at_k = False, np.int32(0), np.uint64(0)
     found, scales, locations = near
     scores, places, flat = found[3].ravel(), found[4].ravel(), contexts.flattened(near)
     scale, location = scores, places  # a row's, where there are any
@@ -311,7 +311,7 @@ def _pull(
                 contexts.sum_row(*flat, channel + c, r - top, kind + half % halves, base, loud, lean)
                 at_row = r - top + contexts.ABOVE
                 scale, location = scales[channel + c, at_row], locations[channel + c, at_row]
-            for k in range(first, right, step):
+            for k in range(np.uint64(first), np.uint64(right), np.uint64(step)):
                 table = np.int32(index[c, r, k])
                 if table == 0:
                     continue
@@ -320,7 +320,7 @@ def _pull(
                     table += ODD_STATES * np.int32(cells[r, k] & 1)
                     index[c, r, k] = table
                 if correcting:
-                    plain, at_k = table, k - left
+                    plain, at_k = table, k - np.uint64(left)
                     sums = contexts.sums_at(scale, location, at_k, last, run, side, loud[at_k], lean[at_k])
                     table, swapped = contexts.corrected(plain, sums[0], sums[1])
                 x = states[operation & mask]
@@ -333,11 +333,11 @@ def _pull(
                     high = cumulative[entry + 1]
                 low = cumulative[entry]
                 x = (high - low) * (x >> np.uint32(PRECISION)) + slot - low
-                if x < lowest:
-                    if at >= limit:
-                        return at, operation, _RAN_OUT
-                    x = (x << np.uint32(16)) | np.uint32(words[at])
-                    at += 1
+                short = x < lowest  # no branch, which would be guessed wrongly
+                if short and at >= limit:
+                    return at, operation, _RAN_OUT
+                x = (x << np.uint32(16)) | np.uint32(words[at]) if short else x
+                at += np.int64(short)
                 states[operation & mask] = x
                 operation += 1
                 reach = radius[table]
@@ -383,7 +383,7 @@ def _pull(
                 if correcting:
                     value = -value if swapped else value
                     run, side = newer, nearer
-                    newer, nearer = contexts.leave(scores, places, scale, location, k - left, plain, value, run, side)
+                    newer, nearer = contexts.leave(scores, places, scale, location, at_k, plain, value, run, side)
                 symbols[c, r, k] = value
                 if moving:
                     cells[r, k] = NEXT[cells[r, k], value & 1]
@@ -399,7 +399,7 @@ class Decoder:
         if len(stream) < 4 * states or len(stream) % 2:
             raise EntropyError(f"a stream of {len(stream)} bytes; needs {4 * states} or more, an even number")
         self.states = np.frombuffer(stream[: 4 * states], "<u4").astype(np.uint32)
-        self.words = np.frombuffer(stream[4 * states :], "<u2").astype(np.uint16)
+        self.words = np.append(np.frombuffer(stream[4 * states :], "<u2"), np.uint16(0)).astype(np.uint16)
         if self.states.min() < LOWEST:
             raise EntropyError("a state below its range at the start of a stream")
         self.at = self.operation = 0
@@ -423,7 +423,7 @@ class Decoder:
         expected = np.full(self.states.size, LOWEST, np.uint32)
         expected[0] += check & 0xFFFF
         expected[1] += check >> 16
-        if self.at != self.words.size:
-            raise EntropyError(f"{self.words.size - self.at} words of the stream are left over")
+        if self.at != self.words.size - 1:
+            raise EntropyError(f"{self.words.size - 1 - self.at} words of the stream are left over")
         if not np.array_equal(self.states, expected):
             raise EntropyError("the symbols' checksum differs: damaged, or decoded with other indices than encoded")

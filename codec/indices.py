@@ -63,9 +63,42 @@ class _Layer:
         return exact.exact_conv2d(t, self.weight, self.bias, self.padding).permute(0, 2, 3, 1)
 
 
+_STEPS, _STEP = np.float32(ACTIVATION_STEPS), np.float32(1 / ACTIVATION_STEPS)
+_MOST, _HALF, _NONE = np.float32(ACTIVATION_MAX / ACTIVATION_STEPS), np.float32(0.5), np.float32(0)
+_BINS_PER_UNIT, _LAST_BIN = np.float32(4), np.float32(BINS - 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_activations(t, out):
+    """float32 [n] -> quantise_activation of it."""
+    for i in range(t.size):
+        out[i] = np.floor(min(max(t[i], _NONE), _MOST) * _STEPS + _HALF) * _STEP
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_bin_numbers(t, out):
+    """float32 [n] -> bins, uint8 [n]."""
+    for i in range(t.size):
+        out[i] = np.uint8(np.int32(min(max(np.floor(t[i] * _BINS_PER_UNIT + _HALF), _NONE), _LAST_BIN)))
+
+
+def _activations_of(t: Tensor) -> Tensor:
+    """quantise_activation of [B,h,w,C], in one pass on the CPU."""
+    if t.is_cuda:
+        return quantise_activation(t)
+    t = t.contiguous()
+    out = torch.empty_like(t)
+    _to_activations(t.view(-1).numpy(), out.view(-1).numpy())
+    return out
+
+
 def _bins(t: Tensor) -> Tensor:
     """Output of a last layer -> bin."""
-    return t.mul_(4.0).add_(0.5).floor_().clamp_(0.0, BINS - 1.0).to(torch.uint8)
+    if t.is_cuda:
+        return t.mul_(4.0).add_(0.5).floor_().clamp_(0.0, BINS - 1.0).to(torch.uint8)
+    out = torch.empty(t.shape, dtype=torch.uint8)
+    _to_bin_numbers(t.contiguous().view(-1).numpy(), out.view(-1).numpy())
+    return out
 
 
 class FloatIndices:
@@ -91,8 +124,8 @@ class FloatIndices:
         on; inner: those of them to keep, one cell or more inside where the latent goes on."""
         layer = self.layers
         plane = _level_plane(levels)[:, None, None, None].expand(*z.shape[:3], 1)
-        t = layer["expand"](quantise_activation(layer["hyper"](torch.cat((z * 0.5, plane), -1))))
-        return quantise_activation(layer["features"](quantise_activation(shuffle4(t, place)))[:, *inner])
+        t = layer["expand"](_activations_of(layer["hyper"](torch.cat((z * 0.5, plane), -1))))
+        return _activations_of(layer["features"](_activations_of(shuffle4(t, place)))[:, *inner])
 
     def bins_first(self, features: Tensor) -> Tensor:
         """Features of even cells -> their bins, uint8; packed."""
@@ -106,11 +139,11 @@ class FloatIndices:
         among them, packed, the odd cells stand -> their bins, uint8, packed.
         """
         layer = self.layers
-        seen = quantise_activation(layer["magnitude"](self._seen(pack(symbols, EVEN), packed_or_none(tables))))
+        seen = _activations_of(layer["magnitude"](self._seen(pack(symbols, EVEN), packed_or_none(tables))))
         beyond_edge(seen, symbols.shape, 0)
         seen = layer["neighbours"](around(seen, taps_of(5), inner).flatten(3))
-        seen = quantise_activation(seen + self.idle_around(symbols.shape, inner))
-        t = quantise_activation(layer["join"](torch.cat((features, seen), -1)))
+        seen = _activations_of(seen + self.idle_around(symbols.shape, inner))
+        t = _activations_of(layer["join"](torch.cat((features, seen), -1)))
         return _bins(layer["second"](t))
 
     def idle_around(self, shape: torch.Size, inner: tuple[int, int, int, int]) -> Tensor:
@@ -125,8 +158,8 @@ class FloatIndices:
         """Features [B,h,w,n]; symbols of the channels before group `number` (1..), and their tables as above -> the
         group's bins, uint8."""
         context, join, last = self.groups[number - 1]
-        seen = quantise_activation(context(self._seen(symbols, tables)))
-        return _bins(last(quantise_activation(join(torch.cat((features, seen), -1)))))
+        seen = _activations_of(context(self._seen(symbols, tables)))
+        return _bins(last(_activations_of(join(torch.cat((features, seen), -1)))))
 
     def _seen(self, symbols: Tensor, tables: Tensor | None) -> Tensor:
         """What the network sees of symbols, int16; see NightCodec.seen."""

@@ -154,6 +154,12 @@ class _LinearSynthesis:
         return self.picture(coarse), F.linear(y_hat[..., : self.large], self.means)
 
 
+def _fine(winograd) -> bool:
+    """Whether there are such convolutions and torch is not told to multiply float32 coarsely: too coarsely for tiles
+    that are transformed."""
+    return winograd is not None and torch.get_float32_matmul_precision() == "highest"
+
+
 class _Blocks:
     """A chain of bottlenecks on [B,H,W,C]; what is given may be overwritten."""
 
@@ -174,8 +180,7 @@ class _Blocks:
             for block in self.eight_bit:
                 t = block(t)
             return t
-        # Torch may be told to multiply float32 coarsely: too coarsely for transformed tiles.
-        winograd = self.winograd if torch.get_float32_matmul_precision() == "highest" else None
+        winograd = self.winograd if _fine(self.winograd) else None
         for number, (narrow, spatial, widen) in enumerate(self.layers):
             inner = narrow.activated(t, self.leak)
             widen.add_to(t, winograd[number](inner) if winograd else spatial.activated(inner, self.leak))
@@ -250,6 +255,9 @@ class Inference:
         means = model.means
         names = ("hyper", "expand", "features", "first", "join", "second")
         self.means = {name: _Layer.of(getattr(means, name), dtype) for name in names}
+        self.mean_winograd = None
+        if dtype == torch.float32 and not means.features.weight.is_cuda:
+            self.mean_winograd = Convolution3x3(means.features.weight, means.features.bias, SLOPE)
         self.mean_groups = [[_Layer.of(one, dtype) for one in (g.context, g.join, g.last)] for g in means.groups]
         self.means["context"] = _Layer(at_taps(means.context.weight, taps_of(3)), means.context.bias, dtype)
         self.near = torch.stack([means.linear[:, 0, 1 + r, 1 + c] for r, c in taps_of(3)])  # [4, first group]
@@ -312,7 +320,8 @@ class Inference:
         on; inner: those of them to keep, one cell or more inside where the latent goes on."""
         layer = self.means
         t = shuffle4(layer["expand"](layer["hyper"].leaky(z)), place)
-        return layer["features"].leaky(F.leaky_relu(t, SLOPE, inplace=True))[:, *inner]
+        t = F.leaky_relu(t, SLOPE, inplace=True)
+        return (self.mean_winograd(t) if _fine(self.mean_winograd) else layer["features"].leaky(t))[:, *inner]
 
     def mean_first(self, features: Tensor) -> Tensor:
         """Features of even cells -> their means, float32; packed."""
