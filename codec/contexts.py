@@ -21,6 +21,7 @@ import numba
 import numpy as np
 
 from codec.states import FIRST_BIN, ODD_STATES
+from codec.threads import each, team_size
 
 BINS = 64
 TABLES = 2 * BINS  # even and odd states; times LEANS
@@ -122,12 +123,12 @@ def nothing() -> Nearby:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _add_four(scores, a, b, c, d, weights, place, sums):
-    """sums[k] += the sum of weights[place + j] * scores[start + k], start being a, b, c, d. Unsigned, or indices would
-    be asked for their sign."""
+def _add_four(scores, a, b, c, d, weights, place, fourth, sums):
+    """sums[k] += the sum of weights[place + j] * scores[start + k], start being a, b, c, d, this one where `fourth` is 1
+    and not 0. Unsigned, or indices would be asked for their sign."""
     a, b, c, d, place = np.uint64(a), np.uint64(b), np.uint64(c), np.uint64(d), np.uint64(place)
     of_a, of_b = weights[place], weights[place + np.uint64(1)]
-    of_c, of_d = weights[place + np.uint64(2)], weights[place + np.uint64(3)]
+    of_c, of_d = weights[place + np.uint64(2)], np.int32(weights[place + np.uint64(3)] * fourth)
     for k in range(np.uint64(sums.size)):
         first = np.int32(of_a * np.int32(scores[a + k]) + of_b * np.int32(scores[b + k]))
         sums[k] += np.int32(first + np.int32(of_c * np.int32(scores[c + k]) + of_d * np.int32(scores[d + k])))
@@ -157,15 +158,15 @@ def sum_row(channels, of_scale, of_location, scores, sides, sizes, channel, row,
         for j in range(unit * count, (unit + 1) * count, 4):
             a, b = channels[j] * plane + here, channels[j + 1] * plane + here
             c, d = channels[j + 2] * plane + here, channels[j + 3] * plane + here
-            _add_four(scores, a, b, c, d, of_scale, unit * OTHERS + j, base)
+            _add_four(scores, a, b, c, d, of_scale, unit * OTHERS + j, np.int32(1), base)
     for k in range(loud.size):
         loud[k], lean[k] = base[k], np.int32(0)
     here += channel * plane
     a, b = here + _step(kind, 0, width), here + _step(kind, 1, width)
     c, d = here + _step(kind, 2, width), here + _step(kind, 3, width)
-    place = AROUND * np.int64(kind == LATER_ODD)
-    _add_four(scores, a, b, c, d, of_scale, unit * (count + OTHERS) + count + place, loud)
-    _add_four(sides, a, b, c, d, of_location, unit * OTHERS + place, lean)
+    place, fourth = AROUND * np.int64(kind == LATER_ODD), np.int32(kind != FIRST_PASS)
+    _add_four(scores, a, b, c, d, of_scale, unit * (count + OTHERS) + count + place, fourth, loud)
+    _add_four(sides, a, b, c, d, of_location, unit * OTHERS + place, fourth, lean)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -219,49 +220,95 @@ def leave(scores, places, scale, location, column, table, symbol, run, side):
     channel's new sums. scores, places: of the contexts, flat."""
     at = np.uint64(table * REACH + min(abs(np.int32(symbol)), REACH - 1))
     score, place = scores[at], places[at]
-    if symbol < 0:
-        place = -place
+    place = -place if symbol < 0 else place
     here = np.uint64(BEFORE) + np.uint64(column)
     scale[here], location[here] = score, place
+    return moved_on(run, side, score, place)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def moved_on(run, side, score, place):
+    """A channel's sums with one more symbol's scores."""
     run += (np.int32(score) << RUN_PLACES) - (run >> FADE)
     side += (np.int32(place) << RUN_PLACES) - (side >> FADE)
     return np.int32(run), np.int32(side)
 
 
 @numba.njit(cache=True, nogil=True)
-def _corrected_block(symbols, index, near, first, kind, parity, numbers, signed):
-    """See corrected_block."""
-    channels, height, width = symbols.shape
+def _note(symbols, index, near, first, kind, parity):
+    """All scores of a block, which an encoder knows before it codes: nothing looks at those that are coded later."""
     found, scales, locations = near
-    scores, places, flat = found[3].ravel(), found[4].ravel(), flattened(near)
+    scores, places = found[3].ravel(), found[4].ravel()
+    none = np.int32(0)
+    for c in range(symbols.shape[0]):
+        for r in range(symbols.shape[1]):
+            scale, location = scales[first + c, ABOVE + r], locations[first + c, ABOVE + r]
+            for k in range(0 if kind == LATER else (r + parity) & 1, symbols.shape[2], 1 if kind == LATER else 2):
+                table = np.int32(index[c, r, k])
+                if table:
+                    leave(scores, places, scale, location, k, table, symbols[c, r, k], none, none)
+
+
+@numba.njit(cache=True, nogil=True)
+def _correct(symbols, index, near, first, kind, parity, begin, end, numbers, signed):
+    """See corrected_block: channels begin..end of a block whose scores are noted."""
+    height, width = symbols.shape[1:]
+    scales, locations, flat = near[1], near[2], flattened(near)
     base, loud, lean = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
-    for c in range(channels):
-        run, side, last = np.int32(0), np.int32(0), last_weights(near, first + c, kind)
+    # A row in the order of coding; table 0 where nothing is coded.
+    tables, values = np.empty(width, np.int32), np.empty(width, np.int16)
+    louds, leans = np.empty(width, np.int32), np.empty(width, np.int32)
+    runs, sides = np.empty(width, np.int32), np.empty(width, np.int32)
+    for c in range(begin, end):
+        last = last_weights(near, first + c, kind)
+        run, side = np.int32(0), np.int32(0)
         newer, nearer = run, side
         for r in range(height):
             if not index[c, r].any():
                 continue
             scale, location = scales[first + c, ABOVE + r], locations[first + c, ABOVE + r]
+            tables[:] = 0
             for half in range(2 if kind == LATER else 1):
                 sum_row(*flat, first + c, r, kind + half, base, loud, lean)
-                for k in range(half if kind == LATER else (r + parity) & 1, width, 2):
-                    table = np.int32(index[c, r, k])
-                    if table == 0:
-                        continue
-                    symbol = symbols[c, r, k]
-                    sums = sums_at(scale, location, k, last, run, side, loud[k], lean[k])
-                    number, swapped = corrected(table, sums[0], sums[1])
-                    place = k // 2 + half * ((width + 1) // 2) if kind == LATER else k
-                    numbers[c, r, place] = number
-                    signed[c, r, place] = -symbol if swapped else symbol
-                    run, side = newer, nearer
-                    newer, nearer = leave(scores, places, scale, location, k, table, symbol, run, side)
+                start = half if kind == LATER else (r + parity) & 1
+                place, step = np.uint64(start), np.uint64(2)
+                if kind == LATER:
+                    place, step = np.uint64(half * ((width + 1) // 2)), np.uint64(1)
+                for k in range(np.uint64(start), np.uint64(width), np.uint64(2)):
+                    table, here = np.int32(index[c, r, k]), np.uint64(BEFORE) + k
+                    tables[place], values[place] = table, symbols[c, r, k]
+                    louds[place], leans[place] = sums_at(scale, location, k, last, 0, 0, loud[k], lean[k])
+                    runs[place], sides[place] = run, side
+                    place += step
+                    more = moved_on(newer, nearer, scale[here], location[here])
+                    coded = table != 0
+                    run, side = newer if coded else run, nearer if coded else side
+                    newer, nearer = more[0] if coded else newer, more[1] if coded else nearer
+            for k in range(np.uint64(width)):  # loops that LLVM computes several symbols at a time
+                louds[k] += last[2] * np.int32(runs[k] >> RUN_PLACES)
+                leans[k] += last[3] * np.int32(sides[k] >> RUN_PLACES)
+            row, turned = numbers[c, r], signed[c, r]
+            for k in range(np.uint64(width)):
+                number, swapped = corrected(tables[k], louds[k], leans[k])
+                row[k] = np.uint16(number) if tables[k] else np.uint16(0)
+                leans[k] = np.int32(1) - np.int32(2) * np.int32(swapped)
+            for k in range(np.uint64(width)):
+                turned[k] = np.int16(values[k] * leans[k])
 
 
 def corrected_block(symbols: np.ndarray, index: np.ndarray, near: Nearby, first: int, passed: int, parity: int):
     """A block's symbols int16 and tables uint8 [C,h,w], from channel `first` on, as its segment's next one -> (symbols
     with the signs that are coded, tables uint16), in the order of coding: of the later groups even columns come before
-    odd ones. passed: which pass it is, as entropy.Block's parity says; parity: the cells' in these arrays."""
-    numbers, signed = np.zeros(symbols.shape, np.uint16), np.empty(symbols.shape, np.int16)
-    _corrected_block(symbols, index, near, first, LATER if passed < 0 else passed, parity, numbers, signed)
+    odd ones. passed: which pass it is, as entropy.Block's parity says; parity: the cells' in these arrays. By the team
+    of threads."""
+    numbers, signed = np.empty(symbols.shape, np.uint16), np.empty(symbols.shape, np.int16)
+    kind, channels = LATER if passed < 0 else passed, len(symbols)
+    _note(symbols, index, near, first, kind, parity)
+    edges = [channels * i // team_size() for i in range(team_size() + 1)]
+
+    def part(number: int) -> None:
+        _correct(symbols, index, near, first, kind, parity, *edges[number : number + 2], numbers, signed)
+
+    numbers[:] = 0
+    each(part, list(range(team_size())))
     return signed, numbers
