@@ -42,6 +42,7 @@ bottlenecks' 7 and 5; with `leak` 0, as in codec-4 and codec-5, these are comput
 the processor multiplies them natively. codec-4 has 8 and 5 bottlenecks, codec-2 and codec-3 4 and 2 with leaky ReLUs.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -786,11 +787,14 @@ class NightCodec(nn.Module):
 
     # -- training
 
-    def training_pass(self, x: Tensor, level: Tensor, thresholds: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def training_pass(
+        self, x: Tensor, level: Tensor, thresholds: bool = False, real: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x [B,3,H,W], level [B] -> (x_hat, bits of y per sample [B], bits of z per sample [B]).
 
         Uniform noise stands for rounding in the rate, straight-through rounding in the distortion; with `thresholds`
-        the latter rounds as `quantise` does.
+        the latter rounds as `quantise` does. With `real` values and bits are those of the symbols that are coded, a
+        trellis's where there is one: they teach the decoder and the bins, and what noise would cost the encoder.
         """
         y = self.analysis(x)
         height, width = y.shape[2:]
@@ -811,10 +815,43 @@ class NightCodec(nn.Module):
                 return round_through(residual)
             return residual + (self.round(residual.detach(), index.detach()) - residual).detach()
 
-        symbols, mean, index = self.passes(z_hat, level, height, width, settle)
+        if real:
+            values, mean, index, y_bits = self._coded(scaled, z_hat, level)
+        else:
+            values, mean, index = self.passes(z_hat, level, height, width, settle)
+        sigma = scale_of(index)
         noisy = scaled - mean + torch.empty_like(scaled).uniform_(-0.5, 0.5)
-        y_bits = -torch.log2(gaussian_mass(noisy, scale_of(index))).sum((1, 2, 3))
-        return self.synthesis(self.unscale(symbols + mean, level), level), y_bits, z_bits
+        noisy_bits = -torch.log2(gaussian_mass(noisy, sigma.detach() if real else sigma)).sum((1, 2, 3))
+        y_bits = y_bits + noisy_bits - noisy_bits.detach() if real else noisy_bits
+        return self.synthesis(self.unscale(values + mean, level), level), y_bits, z_bits
+
+    def _coded(self, scaled: Tensor, z: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values less means, as they are coded, with the gradient of `scaled` and of the means; means; bins; bits [B],
+        with the gradient of the bins alone."""
+        from codec import trellis
+
+        height, width = scaled.shape[2:]
+        with_trellis = trellis.applies(self.config)
+        quantiser = trellis.Quantiser(self, scaled.detach()) if with_trellis else contextlib.nullcontext()
+
+        def settle(channels: slice, mean: Tensor, index: Tensor) -> Tensor:
+            residual = scaled[:, channels] - mean
+            if with_trellis:
+                values = quantiser(channels, mean.detach(), index.detach())
+            else:
+                values = self.round(residual.detach(), index.detach()) * (index > 0)
+            return residual + (values - residual).detach()
+
+        with quantiser:
+            values, mean, index = self.passes(z, level, height, width, settle)
+        sigma = scale_of(index)
+        if with_trellis:
+            mass = trellis.cell_mass(quantiser.symbols, quantiser.tables, sigma)
+        else:
+            mass = gaussian_mass(values.detach(), sigma)
+        # The unforced residual keeps a cost on bin 0 for what it suppresses.
+        unforced = gaussian_mass(self.round((scaled - mean).detach(), index.detach().clamp_min(1.0)), sigma)
+        return values, mean, index, -torch.log2(torch.where(index > 0, mass, unforced)).sum((1, 2, 3))
 
     def finishing_parameters(self) -> list[nn.Parameter]:
         """What finishing_pass trains: all that follows the symbols and is not a mean."""
@@ -833,26 +870,10 @@ class NightCodec(nn.Module):
         """
         with torch.no_grad():
             y = self.analysis(x)
-            height, width = y.shape[2:]
             scaled = self.scale(y, level)
             z = torch.round(self.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
 
-        from codec import trellis
-
-        if trellis.applies(self.config):
-            with trellis.Quantiser(self, scaled) as quantiser:
-                values, mean, index = self.passes(z, level, height, width, quantiser)
-            mass = trellis.cell_mass(quantiser.symbols, quantiser.tables, scale_of(index))
-        else:
-
-            def settle(channels: slice, mean: Tensor, index: Tensor) -> Tensor:
-                return (self.round(scaled[:, channels] - mean, index) * (index > 0)).detach()
-
-            values, mean, index = self.passes(z, level, height, width, settle)
-            mass = gaussian_mass(values, scale_of(index))
-        # The unforced residual keeps a cost on bin 0 for what it suppresses.
-        unforced = gaussian_mass(self.round(scaled - mean, index.clamp_min(1.0)), scale_of(index))
-        y_bits = -torch.log2(torch.where(index > 0, mass, unforced)).sum((1, 2, 3))
+        values, mean, _, y_bits = self._coded(scaled, z, level)
         return self.synthesis(self.unscale(values + mean, level), level), y_bits
 
 

@@ -6,7 +6,7 @@ The learning rate is constant, then falls with a cosine to zero over the last pa
 the start of the fall is kept (`trunk.pt`), and `--resume` goes on from there with more time. From the fall on,
 rounding follows the rate-distortion thresholds of use; in the last tenth the encoder is frozen, and what follows the
 symbols learns from real ones, those of the trellis (trellis.py), the bottlenecks in 8 bits (with `--finish 1` that is
-all that is done to a start).
+all that is done to a start, and with `--joint` the encoder learns from them too).
 
 Pictures that splits.py holds out are never seen. Sizes are options; a smaller model may start from a larger one's
 blocks. What was tried and what should come next, with figures: weights/codec-2.md to codec-5.md.
@@ -229,6 +229,7 @@ def train(
     say=print,
     on_device: bool | None = None,
     table_crops: int = 256,
+    joint: bool = False,
 ) -> Path:
     """Train for `minutes` (or go on from out/trunk.pt); returns the path of the exported weights.
 
@@ -236,8 +237,8 @@ def train(
     that it has more add nothing at first, the latent's channels are put in its order. Where its bottlenecks' ReLUs
     leak and `config`'s do not, they cease to by and by. config: by default the sizes of `start`, or Config's.
     optimiser_kind: muon | adam. on_device: whether samples are cut in the device's memory (crops.py); by default where
-    that is not the CPU's. table_crops: samples that the entropy tables are counted on. Raises FileNotFoundError where
-    there are no pictures, ValueError where `start` is no model.
+    that is not the CPU's. table_crops: samples that the entropy tables are counted on. joint: whether the last phase
+    trains the encoder too. Raises FileNotFoundError where there are no pictures, ValueError where `start` is no model.
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the learning rate
     starts to fall, out/codec.safetensors at the end. The .pt files are this function's own; it loads them with
     weights_only, and no others.
@@ -311,7 +312,9 @@ def train(
     def step_on(x: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One step: (loss, bpp, bpp of z, log10 of squared error, whether the gradient was not finite), its norm."""
         weight = lambda_of(level)
-        if finishing:
+        if finishing and joint:
+            x_hat, y_bits, z_bits = model.training_pass(x, level, real=True)
+        elif finishing:
             (x_hat, y_bits), z_bits = model.finishing_pass(x, level), torch.zeros_like(level)
         else:
             x_hat, y_bits, z_bits = model.training_pass(x, level, thresholds=falling)
@@ -366,7 +369,7 @@ def train(
                     average |= {name: value.clone() for name, value in model.state_dict().items() if "step_" in name}
                 model.round_blocks(model.has_eight_bits)
                 trained = [*model.finishing_parameters(), *(steps if model.has_eight_bits else ())]
-                model.requires_grad_(False)
+                model.requires_grad_(joint)
                 for parameter in trained:
                     parameter.requires_grad_(True)
             strata = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size  # every batch sees all rates
@@ -417,6 +420,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.6, help="share of the time in which the learning rate falls")
     parser.add_argument("--finish", type=float, default=0.1, help="share of the time with the encoder frozen")
+    parser.add_argument("--joint", action="store_true", help="train the encoder too in that time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--optimiser", choices=("muon", "adam"), default="muon")
@@ -441,7 +445,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     train(
         a.data, a.out, a.minutes, a.batch, a.size, a.rate, a.decay, a.finish, a.device, a.resume, a.seed,
-        config=config, start=a.start, optimiser_kind=a.optimiser, table_crops=a.table_crops,
+        config=config, start=a.start, optimiser_kind=a.optimiser, table_crops=a.table_crops, joint=a.joint,
     )  # fmt: skip
 
 

@@ -190,6 +190,20 @@ def test_a_finish_alone_trains_what_follows_the_symbols_and_the_steps(folder, tm
     assert steps.min() > 0
 
 
+def test_a_joint_finish_trains_the_encoder_too(folder, tmp_path):
+    model = NightCodec(SMALL)
+    measure_steps(model, load_pictures([folder], 64), crops=4, size=64)
+    save_model(model, tmp_path / "start.safetensors")
+    path = train(
+        [folder], tmp_path / "out", minutes=0.05, batch_size=2, size=64, rate=0.05, decay=1.0, finish=1.0, joint=True,
+        start=tmp_path / "start.safetensors", say=lambda line: None, table_crops=8,
+    )  # fmt: skip
+    old, new = load_model(tmp_path / "start.safetensors").state_dict(), load_model(path).state_dict()
+    changed = {name for name, value in new.items() if not torch.equal(value, old[name])}
+    assert {"linear_analysis", "linear_synthesis", "means.first.weight", "hyper_leave.weight"} <= changed
+    assert not [name for name in changed if name.startswith("analysis_network") and "step_" in name]
+
+
 def test_steps_are_measured_anew_where_more_than_the_finish_was_trained(folder, tmp_path):
     model = NightCodec(SMALL)
     measure_steps(model, load_pictures([folder], 64), crops=4, size=64)

@@ -254,6 +254,23 @@ def test_a_finishing_pass_sees_what_is_coded(grouped):
     assert grouped.seen.__self__ is grouped  # nothing of it stays on a model
 
 
+@pytest.mark.parametrize("name", ["tiny", "grouped"])
+def test_a_real_training_pass_is_a_finishing_one_that_the_encoder_learns_from(name):
+    model = load_model(lzma.decompress((DATA / f"{name}.safetensors.xz").read_bytes())).requires_grad_(True)
+    x = torch.from_numpy(np.array(photo(192, 160))).permute(2, 0, 1)[None].float() / 255
+    level = torch.tensor([600])
+    shown, bits, _ = model.training_pass(x, level, real=True)
+    with torch.no_grad():
+        finished, of_finished = model.finishing_pass(x, level)
+    assert torch.allclose(shown, finished, atol=1e-5) and torch.allclose(bits, of_finished, rtol=1e-5)
+    encoder, bins = (model.linear_analysis, model.log_gain), (model.indices.first.weight, model.indices.second.weight)
+    for part, learning in (
+        (bits.sum(), (*encoder, *bins, model.means.first.weight)), ((shown - x).square().mean(), encoder),
+    ):  # fmt: skip
+        gradients = torch.autograd.grad(part, learning, retain_graph=True)
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
 def test_the_cells_of_a_quantiser_fill_the_line():
     k = torch.arange(-400, 401, dtype=torch.int16)
     for number in (30, 30 + ODD_STATES):
