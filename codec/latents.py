@@ -70,8 +70,8 @@ def _paint(sums, upper, first, pixels, grey):
 
 
 def _part_sums(linear, means, added, part, sums):
-    """A part's sums float32 [192] from its cell's linear picture [768], means [12] or none of them [0] and what is added
-    to it [192]; linear and added are float32 or bfloat16, given as uint16: the upper halves of float32."""
+    """A part's sums float32 [192] from its cell's linear picture [768], means [12] or none of them [0] and what is
+    added to it [192]; linear and added are float32 or bfloat16, given as uint16: the upper halves of float32."""
     raise NotImplementedError("compiled code alone calls this")
 
 

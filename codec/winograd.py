@@ -24,7 +24,7 @@ _NEXT, _LINE = np.uint64(_LANES), np.uint64(6 * _LANES)  # from one sample of a 
 
 @numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
 def _to_frequencies(source, at, away, work, to, step, channels):
-    """Six rows of channels of flat `source`, `away` apart from `at` on -> six of flat `work`, `step` apart from `to`."""
+    """Six rows of channels in flat `source`, `away` apart from `at` on -> six in flat `work`, `step` apart."""
     two, three, four, five = np.uint64(2), np.uint64(3), np.uint64(4), np.uint64(5)
     first, second, third = at + away, at + two * away, at + three * away
     fourth, fifth = at + four * away, at + five * away
@@ -71,8 +71,8 @@ def _take(x, r, k, first, count, patch):
 
 @numba.njit(cache=True, nogil=True)
 def _spread(x, top, across, used, tiles):
-    """Rows of `across` tiles each, from the one numbered `top` on, of [H,W,C], zeros beyond the edge -> the first `used`
-    of [36,n,C]."""
+    """Rows of `across` tiles each, from the one numbered `top` on, of [H,W,C], zeros beyond the edge -> the first
+    `used` of [36,n,C]."""
     height, width, channels = x.shape
     work, patch = np.empty(36 * _LANES, np.float32), np.empty(36 * _LANES, np.float32)
     flat, out, sample, line = x.ravel(), tiles.ravel(), np.uint64(channels), np.uint64(width * channels)

@@ -188,10 +188,13 @@ def test_packed_cells_and_their_neighbours():
     assert len(taps_of(5)) == 12
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (5, 9), (33, 150)])
-def test_winograd_is_the_convolution(shape):
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((1, 1), (24, 40)), ((4, 4), (24, 40)), ((5, 9), (131, 260)), ((33, 150), (24, 40))]
+)
+def test_winograd_is_the_convolution(shape, channels):
     torch.manual_seed(4)
-    x, weight, bias = torch.randn(2, *shape, 24), torch.randn(40, 24, 3, 3) / 15, torch.randn(40)
+    x, weight = torch.randn(2, *shape, channels[0]), torch.randn(*channels[::-1], 3, 3) / 15
+    bias = torch.randn(channels[1])
     expected = torch.nn.functional.conv2d(first(x).double(), weight.double(), bias.double(), padding=1)
     expected = torch.nn.functional.leaky_relu(expected, 0.1)
     assert torch.allclose(first(Convolution3x3(weight, bias, 0.1)(x)).double(), expected, atol=1e-4)

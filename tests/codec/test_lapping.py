@@ -75,23 +75,28 @@ def test_cells_here_are_the_encoders():
     assert torch.equal(cells[None], in_cells(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     ("top", "left", "shape"),
     [(0, 0, (96, 112)), (2, 3, (32, 24)), (1, 0, (48, 64)), (3, 4, (48, 48)), (4, 5, (30, 21))],
 )
-def test_rows_in_the_cache_are_the_whole(top, left, shape):
+def test_rows_in_the_cache_are_the_whole(top, left, shape, dtype):
     """Windows of 6x7 cells, at its edges and inside, painted row by row as from all cells filtered at once."""
     generator = torch.Generator().manual_seed(4)
     linear, added = (40 * torch.randn(*size, generator=generator) for size in ((6, 7, 768), (12, 14, 192)))
-    linear, added, means = linear.bfloat16(), added.bfloat16(), 20 * torch.randn(6, 7, 12, generator=generator)
+    linear, added, means = linear.to(dtype), added.to(dtype), 20 * torch.randn(6, 7, 12, generator=generator)
+    halves = dtype == torch.bfloat16
+    means = means if halves else means[..., :0]
     v = lapping.initial()[1].contiguous()
-    sums = linear.float() + means.repeat_interleave(64, -1)
+    sums = linear.float().clone()
+    if halves:
+        sums += means.repeat_interleave(64, -1)
     sums += added.float().view(6, 2, 7, 2, 192).transpose(1, 2).reshape(6, 7, 768)
     lapped_cells.lap_cells(sums[None], v)
     painted = [np.zeros((*shape, 3), np.uint8) for _ in range(2)]
     _gather_cells(sums.numpy(), top, left, painted[0], False)
-    halves = [part.view(torch.int16).numpy().view(np.uint16) for part in (linear, added)]
-    _gather_lapped(halves[0], means.numpy(), halves[1], v.numpy(), top, left, painted[1], False)
+    parts = [part.view(torch.int16).numpy().view(np.uint16) if halves else part.numpy() for part in (linear, added)]
+    _gather_lapped(parts[0], means.numpy(), parts[1], v.numpy(), top, left, painted[1], False)
     assert painted[0].std() > 20
     assert np.abs(painted[0].astype(int) - painted[1]).max() <= 1
 
