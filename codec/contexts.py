@@ -124,7 +124,7 @@ def nothing() -> Nearby:
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _add_four(scores, a, b, c, d, weights, place, fourth, sums):
-    """sums[k] += the sum of weights[place + j] * scores[start + k], start being a, b, c and, where `fourth` is 1 and not
+    """sums[k] += the sum of weights[place + j] * scores[start + k], start being a, b, c and, where `fourth` is 1, not
     0, d. Unsigned, or indices would be asked for their sign."""
     a, b, c, d, place = np.uint64(a), np.uint64(b), np.uint64(c), np.uint64(d), np.uint64(place)
     of_a, of_b = weights[place], weights[place + np.uint64(1)]
