@@ -8,7 +8,7 @@ here defines the networks and trains them; inference.py computes the same on fin
      | DCT 8x8    linear 16x16                       linear 16x16 --> + ----------------+
      v              \\  (DCT at the start)                ^            ^ inverse DCT 8x8
     192 at 1/8       \\                                   |           192 at 1/8
-     | 4 bottlenecks  +                                  |            | 5 bottlenecks
+     | 4 bottlenecks  +                                  |            | 4 bottlenecks
      v               /                                   |            |
     2x2, stride 2 --+--> y [B,320,H/16,W/16]             +--> DCT 8x8 of the linear picture
                          |                               |
@@ -21,7 +21,7 @@ here defines the networks and trains them; inference.py computes the same on fin
                                  |                    |        ^
                                  +--> integer index --+--> symbols = round(y gain - mean)
 
-A lapped model (Config.lapped; codec-5) filters x across the borders of 16x16 blocks before all of this and x_hat after
+A lapped model (Config.lapped; codec-5 and codec-6) filters x across the borders of 16x16 blocks before all of this and x_hat after
 it, so that the linear parts' basis functions overlap (lapping.py).
 
 Four passes, each with the symbols of those before it in view: of the 24 channels of lowest frequency the even cells of
@@ -37,9 +37,10 @@ rates. The scale index of each symbol comes from integer arithmetic alone (exact
 earlier passes' symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
 coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021;
 channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer networks for entropy models, Ballé et al.
-2019; linear skips are ours. Cost in use (inference.py): about 12 kMAC per pixel to encode, 9 to decode, of which the
-bottlenecks' 7 and 5; with `leak` 0, as in codec-4 and codec-5, these are computed in 8-bit integers (eightbit.py) where
-the processor multiplies them natively. codec-4 has 8 and 5 bottlenecks, codec-2 and codec-3 4 and 2 with leaky ReLUs.
+2019; linear skips are ours. Cost in use (inference.py): about 12 kMAC per pixel to encode, 8 to decode, of which the
+bottlenecks' 7 and 4; with `leak` 0, as from codec-4 on, these are computed in 8-bit integers (eightbit.py) where the
+processor multiplies them natively. codec-5 has 4 and 5 bottlenecks, codec-4 8 and 5, codec-2 and codec-3 4 and 2 with
+leaky ReLUs.
 """
 
 import contextlib
@@ -105,7 +106,7 @@ class Config:
     latent: int = 320
     hyper: int = 96
     encoder_blocks: int = 4
-    decoder_blocks: int = 5
+    decoder_blocks: int = 4
     mean_channels: int = 128
     index_channels: int = 96
     groups: tuple[int, ...] = (24, 72, 224)
