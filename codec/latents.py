@@ -21,6 +21,7 @@ from torch import Tensor
 from codec import trellis, trellis_search
 from codec.inference import Inference, inference_of
 from codec.lapped_cells import lap_row, lap_rows, new_scratch
+from codec.loops import as_numbers
 from codec.model import STEP, Z_MAX, NightCodec, at_level, lambda_of
 from codec.packed import EVEN, ODD, pack, unpack
 from codec.threads import each, team_size
@@ -609,13 +610,11 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
         if model.config.lapped and linear.is_cuda:
             gather, parts = _gather_cells, [inference_of(model).unlapped(linear, means, added).numpy()]
         else:
-            none = linear.new_zeros((*linear.shape[:3], 0), dtype=torch.float32)
-            parts = [part.cpu() for part in (linear, none if means is None else means, added)]
-            if parts[0].dtype == parts[2].dtype == torch.bfloat16:
-                parts = [part.view(torch.int16).numpy().view(np.uint16) if i != 1 else part.numpy()
-                         for i, part in enumerate(parts)]  # fmt: skip
-            else:
-                parts = [part.float().numpy() for part in parts]
+            if means is None:
+                means = torch.zeros(*linear.shape[:3], 0)
+            if linear.dtype != added.dtype:
+                linear, added = linear.float(), added.float()
+            parts = [as_numbers(part.cpu()) for part in (linear, means, added)]
             gather = _gather
             if model.config.lapped:
                 gather, parts = _gather_lapped, [*parts, [model.lap_synthesis.detach().numpy()] * len(linear)]

@@ -123,7 +123,7 @@ def asinh(t: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.asinh(t).to(dtype)
     out = torch.empty(t.shape, dtype=dtype)
     halves = dtype == torch.bfloat16
-    _asinh(t.numpy(), _numbers(out), halves)
+    _asinh(t.numpy(), as_numbers(out), halves)
     return out
 
 
@@ -134,7 +134,7 @@ def limited(t: Tensor) -> Tensor:
     t = t.contiguous()
     out = torch.empty(t.shape)
     channels = t.shape[-1]
-    _limited(_numbers(t).reshape(-1, channels), out.view(-1, channels).numpy(), t.dtype == torch.bfloat16)
+    _limited(as_numbers(t).reshape(-1, channels), out.view(-1, channels).numpy(), t.dtype == torch.bfloat16)
     return out
 
 
@@ -152,6 +152,6 @@ def looked_up(symbols: Tensor, table: Tensor, tables: Tensor | None = None) -> T
     return out
 
 
-def _numbers(t: Tensor) -> np.ndarray:
+def as_numbers(t: Tensor) -> np.ndarray:
     """As numpy, bfloat16 as uint16."""
     return t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()

@@ -21,8 +21,8 @@ here defines the networks and trains them; inference.py computes the same on fin
                                  |                    |        ^
                                  +--> integer index --+--> symbols = round(y gain - mean)
 
-A lapped model (Config.lapped; codec-5 and codec-6) filters x across the borders of 16x16 blocks before all of this and x_hat after
-it, so that the linear parts' basis functions overlap (lapping.py).
+A lapped model (Config.lapped; from codec-5 on) filters x across the borders of 16x16 blocks before all of this and
+x_hat after it, so that the linear parts' basis functions overlap (lapping.py).
 
 Four passes, each with the symbols of those before it in view: of the 24 channels of lowest frequency the even cells of
 a checkerboard, then the odd ones; then, all cells at once, the next 72 channels and the last 224, which look at the
