@@ -8,6 +8,8 @@ Both have index_features, bins_first, bins_second and bins_group; model.py's are
 channels last, [B,h,w,C]; packed ones: packed.py.
 """
 
+import functools
+
 import numba
 import numpy as np
 import torch
@@ -118,6 +120,7 @@ class FloatIndices:
         every = self.layers["neighbours"]
         self.idle = torch.einsum("ockl,c->okl", every.weight.double(), idle.double()).float()[:, None].contiguous()
         self.layers["neighbours"] = _Layer(net.neighbours, taps_of(5))
+        self.idle_around = functools.lru_cache(8)(self._idle_around)  # pieces of few shapes follow each other
 
     def index_features(self, z: Tensor, levels: Tensor, place: tuple[slice, slice], inner: tuple[slice, slice]):
         """Hyper-latent [B,hz,wz,hyper] -> features [B,..,..,n]. place: rows and columns of the latent over it to work
@@ -146,7 +149,7 @@ class FloatIndices:
         t = _activations_of(layer["join"](torch.cat((features, seen), -1)))
         return _bins(layer["second"](t))
 
-    def idle_around(self, shape: torch.Size, inner: tuple[int, int, int, int]) -> Tensor:
+    def _idle_around(self, shape: torch.Size, inner: tuple[int, int, int, int]) -> Tensor:
         """What the odd cells of a latent [B,h,w,..] add to their odd neighbours' sums, packed [2B,..,..,n]."""
         batch, height, width, _ = shape
         idle = ~self.model.anchors(height, width, self.idle.device)[None, None]

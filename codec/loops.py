@@ -155,3 +155,31 @@ def looked_up(symbols: Tensor, table: Tensor, tables: Tensor | None = None) -> T
 def as_numbers(t: Tensor) -> np.ndarray:
     """As numpy, bfloat16 as uint16."""
     return t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _gathered(packed, taps, top, left, beyond, out):
+    height, width = packed.shape[1:3]
+    for plane in range(out.shape[0]):
+        row = plane & 1
+        for tap in range(taps.shape[0]):
+            down, over = taps[tap]
+            other = (row + down) & 1
+            source = packed[plane - row + other]
+            first, start = top + (row + down - other) // 2, left + (1 - row + over - other) // 2
+            for r in range(out.shape[1]):
+                for k in range(out.shape[2]):
+                    y, x, cell = first + r, start + k, out[plane, r, k, tap]
+                    if 0 <= y < height and 0 <= x < width:
+                        cell[:] = source[y, x]
+                    else:
+                        cell[:] = beyond
+
+
+def gathered(packed: Tensor, taps: list[tuple[int, int]], inner: tuple[int, int, int, int], beyond: int) -> Tensor:
+    """packed.around on the CPU, where its many small copies would make threads wait for each other."""
+    top, bottom, left, right = inner
+    out = packed.new_empty(len(packed), bottom - top, right - left, len(taps), packed.shape[-1])
+    numbers = as_numbers(packed.contiguous())
+    _gathered(numbers, np.array(taps), top, left, numbers.dtype.type(beyond), as_numbers(out))
+    return out

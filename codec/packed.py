@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codec.loops import gathered
+
 EVEN, ODD = 0, 1  # row + column of a cell: first pass, second pass
 
 
@@ -36,6 +38,12 @@ def unpack(packed: Tensor, parity: int, out: Tensor) -> None:
 def around(packed: Tensor, taps: list[tuple[int, int]], inner: tuple[int, int, int, int], beyond: int = 0) -> Tensor:
     """Even cells, packed -> for each odd cell of rows top..bottom, columns left..right (`inner`, in packed units) its
     neighbours at `taps`, `beyond` outside the edge: packed, [2B,bottom-top,right-left,taps,C]."""
+    on_cpu = packed.device.type == "cpu"
+    return gathered(packed, taps, inner, beyond) if on_cpu else around_on_device(packed, taps, inner, beyond)
+
+
+def around_on_device(packed: Tensor, taps: list, inner: tuple[int, int, int, int], beyond: int = 0) -> Tensor:
+    """`around` by torch's own operations."""
     top, bottom, left, right = inner
     padded = F.pad(packed, (0, 0, 1, 1, 1, 1), value=beyond)
     out = packed.new_empty(len(packed), bottom - top, right - left, len(taps), packed.shape[-1])

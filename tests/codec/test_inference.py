@@ -1,5 +1,6 @@
 """The networks as they are used agree with the networks as they are trained: floats to rounding, bins to the bit."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from codec import inference as inference_module
 from codec import loops
 from codec.indices import FloatIndices, IntegerIndices, indices_of
 from codec.inference import Inference, _fusing, _Layer, inference_of
-from codec.packed import EVEN, ODD, around, pack, taps_of, unpack
+from codec.packed import EVEN, ODD, around, around_on_device, pack, taps_of, unpack
 from codec.winograd import Convolution3x3
 
 
@@ -186,6 +187,19 @@ def test_packed_cells_and_their_neighbours():
     assert near[0, 1, 1, :, 0].tolist() == [10, 16, 18, 24]  # above, left, right and below of row 2, column 3
     assert near[1, 1, 0, :, 0].tolist() == [14, 0, 22, 28]  # row 3, column 0: nothing on the left
     assert len(taps_of(5)) == 12
+
+
+@pytest.mark.parametrize(("dtype", "beyond"), [(torch.float32, 0), (torch.bfloat16, 0), (torch.int8, -128)])
+@pytest.mark.parametrize("gather", [around, around_on_device])
+def test_each_neighbour_is_gathered(dtype, beyond, gather):
+    t = torch.randint(-100, 100, (2, 10, 12, 3)).to(dtype)
+    padded = torch.nn.functional.pad(t, (0, 0, 2, 2, 2, 2), value=beyond)
+    near = gather(pack(t, EVEN), taps_of(5), (1, 4, 2, 6), beyond)
+    for plane, row, column in np.ndindex(4, 3, 4):
+        r = 2 * (1 + row) + plane % 2
+        k = 2 * (2 + column) + (r + 1) % 2
+        expected = torch.stack([padded[plane // 2, 2 + r + dr, 2 + k + dc] for dr, dc in taps_of(5)])
+        assert torch.equal(near[plane, row, column], expected)
 
 
 @pytest.mark.parametrize(
