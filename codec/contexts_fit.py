@@ -306,7 +306,8 @@ def fitted(model, sums: Sums, pictures: list[np.ndarray], levels: int, seed: int
     """The tensors that a model file takes, their tables counted on these pictures."""
     found, prior = sums.weights(model.config.latent), prior_tables(sums.tables)
     tables, before, after = counted(model, found, prior, gathered(model, pictures, levels, random.Random(seed)))
-    print(f"{before / 8:.0f} bytes, with contexts {after / 8:.0f}: {100 * (after / before - 1):+.2f} %")
+    saved = f"{before / 8:.0f} bytes, with contexts {after / 8:.0f}: {100 * (after / before - 1):+.2f} %"
+    print(saved, file=sys.stderr)
     arrays = {}
     for name in contexts.NAMES:
         own = name.endswith("_scores")  # of the tables, the same in all ranges

@@ -4,9 +4,9 @@ Needs torch, numpy and Pillow alone, so that it runs wherever a GPU is lent: `py
 One model learns all rates: each sample draws a level, its loss is (bpp + lambda 255^2 MSE) / sqrt(lambda).
 The learning rate is constant, then falls with a cosine to zero over the last part of the time given; the state at
 the start of the fall is kept (`trunk.pt`), and `--resume` goes on from there with more time. From the fall on,
-rounding follows the rate-distortion thresholds of use; in the last tenth the encoder is frozen, and what follows the
+rounding follows the rate-distortion thresholds of use; in the last tenth the encoder rests, and what follows the
 symbols learns from real ones, those of the trellis (trellis.py), the bottlenecks in 8 bits (with `--finish 1` that is
-all that is done to a start, and with `--joint` the encoder learns from them too).
+all that is done to a start). With `--joint`, which `nightpress train codec` takes, the encoder learns from them too.
 
 Pictures that splits.py holds out are never seen. Sizes are options; a smaller model may start from a larger one's
 blocks. What was tried and what should come next, with figures: weights/codec-2.md to codec-6.md.
@@ -138,12 +138,18 @@ def batch(pictures: list[np.ndarray], count: int, size: int, rng: random.Random)
     return torch.from_numpy(samples).permute(0, 3, 1, 2).float() / 255.0
 
 
+def _side(pictures: list[np.ndarray], wanted: int) -> int:
+    """Of crops that fit into all pictures, whole hyper-latent columns if they can be."""
+    side = min(wanted, *(min(picture.shape[:2]) for picture in pictures))
+    return side // 64 * 64 or side
+
+
 @torch.no_grad()
 def measure_tables(
     model: NightCodec, pictures: list[np.ndarray], crops: int, size: int = 256, seed: int = 7
 ) -> EntropyTables:
     """Frequencies of the symbols as they really occur: parametric ones as prior, counts over `crops` crops on top."""
-    rng = random.Random(seed)
+    rng, size = random.Random(seed), _side(pictures, size)
     model.frequencies = None
     parametric = model.tables()
     device = model.log_gain.device
@@ -184,7 +190,7 @@ def measure_steps(model: NightCodec, pictures: list[np.ndarray], crops: int = 64
     model.round_blocks(False)
     for block in model.blocks:
         block.largest = []
-    rng = random.Random(seed)
+    rng, size = random.Random(seed), _side(pictures, size)
     for number in range(crops):
         x = batch(pictures, 1, size, rng).to(model.log_gain.device)
         level = number * LEVELS // max(crops - 1, 1)

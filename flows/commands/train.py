@@ -55,7 +55,7 @@ def train(args: argparse.Namespace) -> int:
             from codec import contexts_fit
             from codec.train import train as train_codec
 
-            path = train_codec(args.data, args.out, start=args.start, **common)
+            path = train_codec(args.data, args.out, start=args.start, joint=True, **common)
             say(f"contexts for {path}")
             contexts_fit.add(path, args.data, path, CONTEXT_PICTURES, CONTEXT_LEVELS)
         elif args.network == "embedding":
