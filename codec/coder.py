@@ -423,9 +423,10 @@ def encode(
 
     `image`: bytes of an image file, a PIL image, a uint8 array or a Picture. At most one of `quality` (0..100, default
     75), `target` ("psnr=38" or "ms-ssim=0.98") and `max_bytes`. `model`: see get_model. effort: how often (0..9) the
-    latent is improved with the decoder's own gradient before it is coded: 1 to 2 % fewer bytes for two and a half to
-    six times the time; decoding is the same. postfilter: what the reader will use after decoding; `target` then counts
-    what it gives, and `effort` works towards that (4 to 6 % fewer bytes, some 10 seconds a megapixel and core).
+    latent is improved with the decoder's own gradient before it is coded, for two and a half to six times the time:
+    1 to 2 % fewer bytes with codec-1 to codec-5; later encoders have learned from the symbols that are coded, and lose
+    2 % by it. Decoding is the same. postfilter: what the reader will use after decoding; `target` then counts what it
+    gives, and `effort` works towards that (codec-4: 4 to 6 % fewer bytes, some 10 seconds a megapixel and core).
     Raises PictureError for what cannot be read or carried, CodecError for models, ValueError for wrong arguments, and
     what the post-filter raises.
     """

@@ -24,7 +24,7 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_a_codec_is_trained_and_gets_contexts(folder, tmp_path, capsys):
     save_model(NightCodec(SMALL), tmp_path / "start.safetensors")
-    options = ["--start", str(tmp_path / "start.safetensors"), "--minutes", "0.1", "--device", "cpu"]
+    options = ["--start", str(tmp_path / "start.safetensors"), "--minutes", "0.02", "--device", "cpu"]
     assert main(["train", "codec", "--data", str(folder), "--out", str(tmp_path / "out"), *options]) == 0
     path = capsys.readouterr().out.strip()
     arrays, _ = read_model_file(path)
