@@ -30,7 +30,7 @@ def register(subparsers) -> None:
     goal.add_argument("--max-bytes", metavar="N", type=int, help="at most so many bytes, at most 2 %% fewer")
     encode.add_argument(
         "--effort", metavar="N", type=int, choices=range(10), default=0,
-        help="0..9: fewer bytes for more time with --postfilter, or (1 to 2 %% for 2) with --model up to codec-5",
+        help="0..9: more time for fewer bytes: from quality 60 on with --postfilter; else with --model up to codec-5",
     )  # fmt: skip
     encode.add_argument(
         "--postfilter", action="store_true",
