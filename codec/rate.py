@@ -39,6 +39,7 @@ MS_SSIM = (
     (8.7, 10.0, 11.4, 12.9, 14.5, 16.1, 17.6, 19.1, 20.6, 22.0, 23.4),
     (10.3, 11.6, 12.9, 14.3, 15.7, 17.1, 18.3, 19.5, 20.8, 22.1, 23.4),
     (11.0, 12.5, 14.0, 15.5, 17.1, 18.5, 20.0, 21.4, 22.8, 24.1, 25.5),
+    (12.1, 13.3, 14.7, 16.0, 17.4, 18.8, 20.0, 21.3, 22.4, 23.5, 24.5),
 )
 
 
@@ -132,7 +133,7 @@ def target_level(prepared, metric: str, value: float) -> Reached:
         if value < 1:
             raise ValueError(f"a target of {value} bytes cannot hold a picture")
         _, bits = prepared.expected(np.linspace(0, TOP, 11))
-        family = [np.log(bits * factor / 8 + 200) for factor in BITS]
+        family = [np.log(bits * factor / 8 + 160) for factor in BITS]
         low, aim, high = (math.log(value * part) for part in (1 - SHORT, 1 - SHORT / 2, 1))
         found = _search(size, family, (0, 1, 0), low, high, aim, 1)
         level, passes = found.level, found.passes
@@ -149,7 +150,7 @@ def target_level(prepared, metric: str, value: float) -> Reached:
         mse, _ = prepared.expected(np.linspace(0, TOP, 11))
         family, start = [-10 * np.log10((mse + floor * mse[-1]) / 255**2) for floor in FLOORS], (0, 0, 1, 0, 0)
     else:
-        family, start = MS_SSIM, (0, 0.5, 0.5, 0)
+        family, start = MS_SSIM, (0, 0.5, 0.5, 0, 0)
     window = low + MARGIN, low + EXCESS - MARGIN, low + EXCESS / 2
     found = _search(quality, family, start, *window, -1)
     bitstream = prepared.code(found.level)
