@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec import eightbit
+from codec import eightbit, sparse
 from codec.indices import indices_of
 from codec.lapped_cells import lap_cells
 from codec.loops import asinh, limited
@@ -154,6 +154,12 @@ class _LinearSynthesis:
         return self.picture(coarse), F.linear(y_hat[..., : self.large], self.means)
 
 
+def _listed(y: Tensor, starts: list[int]) -> sparse.Listed | None:
+    """What is not zero in the cells of y [h,w,C], where it is so little that it is worth it."""
+    first = sparse.split_of(y, starts)
+    return None if first == y.shape[-1] else sparse.listed(y.view(-1, y.shape[-1]), first)
+
+
 def _fine(winograd) -> bool:
     """Whether there are such convolutions and torch is not told to multiply float32 coarsely: too coarsely for tiles
     that are transformed."""
@@ -244,6 +250,13 @@ class Inference:
         middle = len(synthesis.blocks) // 2
         self.decoder = _Blocks(synthesis.blocks[:middle], dtype), _Blocks(synthesis.blocks[middle:], dtype)
         back = FEATURE_SCALE * dct.t()
+        self.sparse = None
+        if dtype == torch.float32 and len(model.config.slices) > 1 and not dct.is_cuda:
+            starts = [part.start for part in model.config.slices[1:]]
+            self.sparse = [
+                sparse.Product(weight, bias, starts, _Layer)
+                for weight, bias in ((linear, None), (again.flatten(0, 1), synthesis.enter.bias.repeat(4)))
+            ]
         self.back = _Layer(back @ synthesis.leave.weight.flatten(1), back @ synthesis.leave.bias, dtype)
 
         self.hyper = [
@@ -280,20 +293,37 @@ class Inference:
         t = t[:, 2 * rows[0] : 2 * rows[1], 2 * columns[0] : 2 * columns[1]]
         return self.linear_analysis(pixels[:, *inner]).add_(self.leave(_to_cells(t)))
 
-    def synthesis(self, y_hat: Tensor, levels: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """y_hat float32 [B,h,w,latent] -> the linear picture less 127.5 [B,h,w,768] in the order of `_quarters`; what
-        to add to it in each block of 64 of these, float32 [B,h,w,12] or None; and what to add per block of 8x8
-        (colour, row, column), [B,2h,2w,192]. The last is in the model's precision, and the first where the
-        latent has groups; else it is float32. Of a lapped model it is `unlapped` that gives the pixels."""
+    def synthesis(
+        self, y_hat: Tensor, levels: Tensor, inner: tuple[slice, slice] = (slice(None), slice(None))
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """y_hat float32 [B,h,w,latent] -> of the rows and columns `inner` of its cells, h' x w' of them: the linear
+        picture less 127.5 [B,h',w',768] in the order of `_quarters`; what to add to it in each block of 64 of these,
+        float32 [B,h',w',12] or None; and what to add per block of 8x8 (colour, row, column), [B,2h',2w',192]. The last
+        is in the model's precision, and the first where the latent has groups; else it is float32. Of a lapped model
+        it is `unlapped` that gives the pixels."""
         coarse = y_hat.to(self.dtype)
         network = self.model.synthesis_network
         enter, middle = (
             torch.exp(at_level(gain, levels)).permute(0, 2, 3, 1).to(self.dtype)
             for gain in (network.enter_gain, network.middle_gain)
         )
-        t = _to_halves(self.again(coarse), enter)
+        whole = slice(None), slice(None)
+        if self.sparse:
+            linear, again = self.sparse
+            starts = [part.start for part in self.model.config.slices[1:]]
+            cells = [_listed(item, starts) for item in y_hat]
+            parts = zip(y_hat.split(1), cells, strict=True)
+            entered = torch.cat([again(one, found, whole) for one, found in parts])
+        else:
+            entered = self.again(coarse)
+        t = _to_halves(entered, enter)
         t = self.decoder[1](self.decoder[0](t).mul_(middle))
-        return *self.linear_synthesis(y_hat, coarse), self.back(t)
+        rows, columns = inner[0].indices(y_hat.shape[1]), inner[1].indices(y_hat.shape[2])
+        t = t[:, 2 * rows[0] : 2 * rows[1], 2 * columns[0] : 2 * columns[1]]
+        if self.sparse:
+            shown = torch.cat([linear(*pair, inner) for pair in zip(y_hat.split(1), cells, strict=True)])
+            return shown, None, self.back(t)
+        return *self.linear_synthesis(y_hat[:, *inner], coarse[:, *inner]), self.back(t)
 
     def unlapped(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:
         """Of a lapped model: the sum of what `synthesis` gives, filtered across the borders of cells, float32

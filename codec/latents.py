@@ -348,8 +348,8 @@ def fill(bands: Bands, window: Window, channels: slice, part: Tensor) -> None:
 
 
 def _around(inference: Inference, latents: Latents, window: Window) -> tuple:
-    """z around a window, and where in the latent over it the window and two cells around it stand."""
-    outer, near = window.grown(inference.model.latent_halo), window.grown(2)
+    """z around a window, and where in the latent over it the window and one cell around it stand."""
+    outer, near = window.grown(inference.model.latent_halo), window.grown(1)
     return outer.z_of(latents.z), near.within(outer), window.within(near)
 
 
@@ -604,9 +604,9 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
     gain = factors(model.log_inverse_gain, latents.levels)
 
     def one(window: Window) -> None:
-        outer = window.grown(model.synthesis_halo)
+        outer, near = window.grown(model.synthesis_halo), window.grown(int(model.config.lapped))
         y_hat = latents.values.window(*outer.box) * gain
-        linear, means, added = inference_of(model).synthesis(y_hat, latents.levels)
+        linear, means, added = inference_of(model).synthesis(y_hat, latents.levels, near.within(outer))
         if model.config.lapped and linear.is_cuda:
             gather, parts = _gather_cells, [inference_of(model).unlapped(linear, means, added).numpy()]
         else:
@@ -618,7 +618,7 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
             gather = _gather
             if model.config.lapped:
                 gather, parts = _gather_lapped, [*parts, [model.lap_synthesis.detach().numpy()] * len(linear)]
-        place = window.top - outer.top, window.left - outer.left
+        place = window.top - near.top, window.left - near.left
 
         def paint(item: int, pixels: np.ndarray, grey: bool) -> None:
             gather(*(part[item] for part in parts), *place, pixels, grey)

@@ -92,7 +92,9 @@ class EntropyTables(NamedTuple):
 class Config:
     """Sizes of the networks; stored beside the weights.
 
-    decoder_inner: channels to which the decoder's bottlenecks narrow; 0, as in files that do not name it: half.
+    encoder_channels, decoder_channels: channels that a transform's bottlenecks work on; 0, as in files that do not name
+    them: `channels`.
+    encoder_inner, decoder_inner: channels to which its bottlenecks narrow; 0, as in files that do not name them: half.
     leak: slope below zero of the bottlenecks' ReLU; 0.1 in files that do not name it.
     groups: channels of the latent per group, lowest frequencies first, of which the first is coded in two checkerboard
     passes and each other one in one pass. Empty as in files that do not name it: one group in the order of colours,
@@ -110,6 +112,9 @@ class Config:
     mean_channels: int = 128
     index_channels: int = 96
     groups: tuple[int, ...] = (24, 72, 224)
+    encoder_channels: int = 0
+    encoder_inner: int = 0
+    decoder_channels: int = 0
     decoder_inner: int = 64
     leak: float = 0.0
     lapped: bool = True
@@ -143,8 +148,9 @@ class Config:
     @classmethod
     def of_json(cls, text: str) -> "Config":
         """What a model file says of its sizes. Raises TypeError or ValueError where that makes no sense."""
-        old = {"groups": (), "decoder_inner": 0, "leak": 0.1, "lapped": False, "last_means": True}
-        return cls(**{**old, **json.loads(text)})
+        of_old = {"groups": (), "leak": 0.1, "lapped": False, "last_means": True}
+        sizes = dict.fromkeys(("encoder_channels", "encoder_inner", "decoder_channels", "decoder_inner"), 0)
+        return cls(**{**of_old, **sizes, **json.loads(text)})
 
 
 def bin_scales() -> np.ndarray:
@@ -335,9 +341,10 @@ class Analysis(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        c = config.channels
+        c = config.encoder_channels or config.channels
         self.enter = nn.Conv2d(192, c, 1)
-        self.blocks = nn.Sequential(*(Bottleneck(c, 0, config.leak) for _ in range(config.encoder_blocks)))
+        blocks = (Bottleneck(c, config.encoder_inner, config.leak) for _ in range(config.encoder_blocks))
+        self.blocks = nn.Sequential(*blocks)
         self.leave = nn.Conv2d(4 * c, config.latent, 1)
 
 
@@ -346,7 +353,7 @@ class Synthesis(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        c = config.channels
+        c = config.decoder_channels or config.channels
         self.enter = nn.Conv2d(192, c, 1)
         self.enter_gain = nn.Parameter(torch.zeros(KNOTS, c))
         self.middle_gain = nn.Parameter(torch.zeros(KNOTS, c))

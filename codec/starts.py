@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec.model import LEVELS, Config, NightCodec
+from codec import lapping
+from codec.model import KNOTS, LEVELS, Config, NightCodec, at_level, to_blocks
+
+LEAVING = 3.0  # weight of a transform's last layer among those that read what passes between its bottlenecks
 
 
 @torch.no_grad()
@@ -54,22 +57,24 @@ def revive(model: NightCodec, x: Tensor) -> int:
 
 def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
     """A model file's tensors with as many bottlenecks in each transform as `config` has: spread evenly over the file's,
-    the first and the last among them; all of them where it has fewer. Of the decoder's, where they narrow to more
-    channels than `config` lets them, those with the largest weights."""
+    the first and the last among them; all of them where it has fewer. Where they narrow to more channels than `config`
+    lets them, those with the largest weights."""
     for prefix, wanted in (
         ("analysis_network.blocks.", config.encoder_blocks), ("synthesis_network.blocks.", config.decoder_blocks),
     ):  # fmt: skip
-        blocks: dict[int, dict[str, np.ndarray]] = {}
+        had: dict[int, dict[str, np.ndarray]] = {}
         for name in [name for name in arrays if name.startswith(prefix)]:
             number, rest = name.removeprefix(prefix).split(".", 1)
-            blocks.setdefault(int(number), {})[rest] = arrays[name]
-        if wanted < len(blocks):
-            chosen = [round(i * (len(blocks) - 1) / max(wanted - 1, 1)) for i in range(wanted)]
-            kept = {f"{prefix}{i}.{rest}": a for i, old in enumerate(chosen) for rest, a in blocks[old].items()}
+            had.setdefault(int(number), {})[rest] = arrays[name]
+        if wanted < len(had):
+            chosen = [round(i * (len(had) - 1) / max(wanted - 1, 1)) for i in range(wanted)]
+            kept = {f"{prefix}{i}.{rest}": a for i, old in enumerate(chosen) for rest, a in had[old].items()}
             arrays = {name: a for name, a in arrays.items() if not name.startswith(prefix)} | kept
-    inner = config.decoder_inner or config.channels // 2
-    prefix = "synthesis_network.blocks."
-    for block in {prefix + name.removeprefix(prefix).split(".")[0] for name in arrays if name.startswith(prefix)}:
+    blocks = {".".join(name.split(".")[:3]) for name in arrays if ".blocks." in name}
+    for block in blocks:
+        encoding = block.startswith("analysis_network.")
+        inner = config.encoder_inner if encoding else config.decoder_inner
+        inner = inner or ((config.encoder_channels if encoding else config.decoder_channels) or config.channels) // 2
         narrow, spatial, widen = (arrays[f"{block}.{part}.weight"] for part in ("narrow", "spatial", "widen"))
         if len(narrow) <= inner:
             continue
@@ -84,6 +89,98 @@ def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarr
         steps = {f"{block}.step_narrowed": before, f"{block}.step_filtered": after}
         arrays |= {name: arrays[name][kept] for name, kept in steps.items() if name in arrays}
     return arrays
+
+
+def _directions(spread: Tensor, readers: list[Tensor], channels: int) -> tuple[Tensor, Tensor]:
+    """Which of the directions of what passes between bottlenecks to keep: (to `channels` of them, and back).
+
+    spread [places,C,C]: second moments at each place; readers [out,C]: weights of what reads there. Kept are the
+    readers' singular vectors on inputs whose covariance is taken out, which is to say what they would miss most.
+    """
+    wide = spread.shape[1]
+    mean = spread.mean(0)
+    mean = mean + 1e-6 * mean.diagonal().mean() * torch.eye(wide, dtype=torch.float64)
+    root, unit = torch.linalg.cholesky(mean), mean.diagonal().mean().sqrt()
+    scaled = [
+        reader.double() / (reader.double() @ moments @ reader.double().t()).diagonal().mean().sqrt()
+        for reader, moments in zip(readers, spread, strict=True)
+    ]
+    scaled[-1] = LEAVING * scaled[-1]
+    kept = torch.linalg.svd(torch.cat(scaled) @ root, full_matrices=False).Vh[:channels]
+    return (unit * kept @ torch.linalg.inv(root)).float(), (root @ kept.t() / unit).float()
+
+
+def _moments(t: Tensor) -> Tensor:
+    rows = t[0].flatten(1).double()
+    return rows @ rows.t() / rows.shape[1]
+
+
+def _as_arrays(prefix: str, found: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {
+        f"{prefix}.{name}": (part[:, :, None, None] if name.endswith(".weight") else part).numpy()
+        for name, part in found.items()
+    }
+
+
+@torch.no_grad()
+def narrowed_encoder(model: NightCodec, pictures: list[Tensor], channels: int) -> dict[str, np.ndarray]:
+    """The encoder's tensors for `channels` channels between its bottlenecks instead of the model's more. pictures:
+    float [1,3,H,W] in 0..1, some of each sort."""
+    network, spread = model.analysis_network, 0
+    for x in pictures:
+        pixels = lapping.lapped(x - 0.5, model.lap_analysis) if model.config.lapped else x - 0.5
+        places = [network.enter(model.coefficients(pixels))]
+        for block in network.blocks:
+            places.append(block(places[-1]))
+        spread = spread + torch.stack([_moments(t) for t in places]) / len(pictures)
+    leaving = network.leave.weight.unflatten(1, (-1, 4)).transpose(1, 2).flatten(0, 1).flatten(1)  # [4 latent,C]
+    reduce, widen = _directions(spread, [*(b.narrow.weight.flatten(1) for b in network.blocks), leaving], channels)
+    found = {
+        "enter.weight": reduce @ network.enter.weight.flatten(1), "enter.bias": reduce @ network.enter.bias,
+        "leave.weight": (leaving @ widen).unflatten(0, (-1, 4)).transpose(1, 2).flatten(1),
+    }  # fmt: skip
+    for number, block in enumerate(network.blocks):
+        found[f"blocks.{number}.narrow.weight"] = block.narrow.weight.flatten(1) @ widen
+        found[f"blocks.{number}.widen.weight"] = reduce @ block.widen.weight.flatten(1)
+        found[f"blocks.{number}.widen.bias"] = reduce @ block.widen.bias
+        if not block.leaks:
+            found[f"blocks.{number}.step_entering"] = torch.zeros(channels)
+    return _as_arrays("analysis_network", found)
+
+
+@torch.no_grad()
+def narrowed_decoder(model: NightCodec, latents: list[tuple[int, Tensor]], channels: int) -> dict[str, np.ndarray]:
+    """The decoder's tensors for `channels` channels between its bottlenecks instead of the model's more. latents:
+    (level, y_hat [1,latent,h,w]), some of each sort. Gains become their mean over these, from where they learn anew."""
+    network, spread, gains = model.synthesis_network, 0, 0
+    middle = len(network.blocks) // 2
+    for level, y_hat in latents:
+        at = torch.tensor([level])
+        early, late = (at_level(part, at).flatten() for part in (network.enter_gain, network.middle_gain))
+        gains = gains + torch.stack((early, late)) / len(latents)
+        t = network.enter(model.coefficients(to_blocks(y_hat, model.linear_synthesis / 255.0)))
+        places = [t * torch.exp(early)[:, None, None]]
+        for number, block in enumerate(network.blocks):
+            if number == middle:
+                places[-1] = places[-1] * torch.exp(late)[:, None, None]
+            places.append(block(places[-1]))
+        spread = spread + torch.stack([_moments(t) for t in places]) / len(latents)
+    early, late = torch.exp(gains)
+    readers = [*(b.narrow.weight.flatten(1) for b in network.blocks), network.leave.weight.flatten(1)]
+    reduce, widen = _directions(spread, readers, channels)
+    found = {
+        "enter.weight": reduce @ (early[:, None] * network.enter.weight.flatten(1)),
+        "enter.bias": reduce @ (early * network.enter.bias), "leave.weight": readers[-1] @ (late[:, None] * widen),
+        "enter_gain": torch.zeros(KNOTS, channels), "middle_gain": torch.zeros(KNOTS, channels),
+    }  # fmt: skip
+    for number, block in enumerate(network.blocks):
+        gain = late if number >= middle else torch.ones_like(late)
+        found[f"blocks.{number}.narrow.weight"] = readers[number] @ (gain[:, None] * widen)
+        found[f"blocks.{number}.widen.weight"] = reduce @ (block.widen.weight.flatten(1) / gain[:, None])
+        found[f"blocks.{number}.widen.bias"] = reduce @ (block.widen.bias / gain)
+        if not (block.fine or block.leaks):
+            found[f"blocks.{number}.step_entering"] = torch.zeros(channels)
+    return _as_arrays("synthesis_network", found)
 
 
 def grown(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:

@@ -99,6 +99,10 @@ def test_analysis_and_synthesis(model):
     assert torch.allclose(first(inference.analysis(cells_of(x))), y, atol=1e-2)  # of 255
     shown = pixels_of(*inference.synthesis(last(y), levels))
     assert torch.allclose(shown, model.synthesis(y, levels), atol=1e-4)
+    whole, inner = inference.synthesis(last(y), levels), (slice(1, 5), slice(0, 4))
+    for part, cut, size in zip(whole, inference.synthesis(last(y), levels, inner), (1, 1, 2), strict=True):
+        rows, columns = (slice(size * one.start, size * one.stop) for one in inner)
+        assert cut is part is None or torch.allclose(cut, part[:, rows, columns], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [FloatIndices, IntegerIndices])

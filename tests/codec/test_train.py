@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from codec import train_transform
 from codec.crops import DeviceCrops
 from codec.model import Config, NightCodec, float_tensors, lambda_of, load_model, read_model_file, save_model
 from codec.splits import held_out, picture_files
-from codec.starts import grown, regrouped, revive, thinned
+from codec.starts import grown, narrowed_decoder, narrowed_encoder, regrouped, revive, thinned
 from codec.train import batch, crop, load_pictures, main, measure_steps, rendered_page, train
 
 SMALL = Config(
@@ -134,6 +135,69 @@ def test_a_larger_model_starts_where_a_smaller_one_ended(tmp_path):
         kept = large.analysis_network.blocks[new].narrow.weight.detach().numpy()
         assert np.array_equal(kept, arrays[f"analysis_network.blocks.{old}.narrow.weight"].astype(np.float32))
     assert grown(arrays, small.config).keys() == arrays.keys()
+
+
+def moved(config: Config, path) -> NightCodec:
+    """A model whose every parameter does something, as a file of it gives it."""
+    torch.manual_seed(3)
+    model = NightCodec(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save_model(model, path)
+    return load_model(path)
+
+
+def test_narrower_transforms_keep_what_matters(folder, tmp_path):
+    """Of 16 channels of which the last six repeat others, ten are enough."""
+    model = moved(dataclasses.replace(SMALL, encoder_blocks=2, decoder_blocks=2), tmp_path / "model.safetensors")
+    for network in (model.analysis_network, model.synthesis_network):
+        for layer in (network.enter, *(block.widen for block in network.blocks)):
+            layer.weight[10:], layer.bias[10:] = layer.weight[:6], layer.bias[:6]
+    for gain in (model.synthesis_network.enter_gain, model.synthesis_network.middle_gain):
+        gain.copy_(0.1 * torch.randn(16))  # of all levels
+        gain[:, 10:] = gain[:, :6]
+    x = batch(load_pictures([folder], 128), 3, 96, random.Random(2))
+    y, level = model.analysis(x), torch.tensor([100, 500, 900])
+    config = dataclasses.replace(model.config, encoder_channels=10, encoder_inner=8, decoder_channels=10)
+    narrow = NightCodec(config)
+    latents = [(int(one), part[None]) for one, part in zip(level, y, strict=True)]
+    new = narrowed_encoder(model, list(x.split(1)), 10) | narrowed_decoder(model, latents, 10)
+    assert not set(new) - set(narrow.state_dict())
+    narrow.load_state_dict(model.state_dict() | {name: torch.from_numpy(part) for name, part in new.items()})
+    assert torch.allclose(narrow.analysis(x), y, atol=1e-2)
+    assert torch.allclose(narrow.synthesis(y, level), model.synthesis(y, level), atol=1e-4)
+    fewer = narrowed_decoder(model, latents, 9)
+    assert fewer["synthesis_network.leave.weight"].shape == (192, 9, 1, 1)
+
+
+@pytest.mark.parametrize("transform", ["encoder", "decoder"])
+def test_one_transform_learns_alone(folder, tmp_path, transform):
+    start = tmp_path / "start.safetensors"
+    moved(SMALL, start)
+    config = dataclasses.replace(SMALL, **{f"{transform}_channels": 12, f"{transform}_inner": 4})
+    lines = []
+    given = dict(batch_size=2, size=64, levels=1, say=lines.append)
+    path = train_transform.train(transform, [folder], start, tmp_path, 0.05, config, **given)
+    new, old = load_model(path), load_model(start)
+    network = {"encoder": new.analysis_network, "decoder": new.synthesis_network}[transform]
+    assert new.config == config and all(block.measured for block in network.blocks)
+    others = [name for name in old.state_dict() if not name.startswith(train_transform.TENSORS[transform])]
+    assert all(torch.equal(new.state_dict()[name], old.state_dict()[name]) for name in others)
+    assert lines[0].startswith("4 latents in") and path.name in lines[-1]
+    pictures = load_pictures([folder], 64)
+    samples = train_transform.samples_of(old, transform, pictures, 64, 1, 5)
+    arrays = read_model_file(start)[0]
+    x, level, latent = train_transform.batch(samples, 8, 4, random.Random(1))
+    begun = train_transform.started(arrays, SMALL, config, transform, samples)
+    with torch.no_grad():
+        before, after = (
+            float((train_transform.errors(one, transform, x, level, latent) * lambda_of(level).sqrt()).mean())
+            for one in (begun, new)
+        )
+    assert after < before
+    with pytest.raises(ValueError, match="has other sizes than those wanted"):
+        train_transform.train(transform, [folder], start, tmp_path, 0.01, dataclasses.replace(config, hyper=9))
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.1])
