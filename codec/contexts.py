@@ -215,6 +215,23 @@ def corrected(table, loud, lean):
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
+def known_ahead(last):
+    """Whether a row's sums are whole before any of its symbols is read: where neither the symbol before nor the
+    channel's last ones have weight, as those of the later groups have not from codec-8 on, a decoder chooses the tables
+    of half a row at once and waits for nothing."""
+    return last[2] == 0 and last[3] == 0 and last[4] == 0
+
+
+@numba.njit(cache=True, nogil=True)
+def correct_row(tables, loud, lean, numbers, signs):
+    """`corrected` for a row of tables uint8 [w] of even states, in place: numbers, and -1 where signs are swapped, else
+    1."""
+    for k in range(np.uint64(numbers.size)):
+        number, swapped = corrected(np.int32(tables[k]), loud[k], lean[k])
+        numbers[k], signs[k] = number, np.int32(1) - np.int32(2) * np.int32(swapped)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
 def leave(scores, places, scale, location, column, table, symbol, run, side):
     """Notes the scores of a symbol of that table (without corrections) in its row's scale, location; returns its
     channel's new sums. scores, places: of the contexts, flat."""

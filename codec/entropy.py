@@ -32,7 +32,7 @@ from codec.states import FIRST_BIN, NEXT, ODD_STATES
 PRECISION = 14  # frequencies of a table sum to 2**PRECISION
 TOTAL = 1 << PRECISION
 LOWEST = 1 << 16  # states stay in [LOWEST, 2**32)
-COARSE_BITS = 8  # slots are looked up by their top bits, then searched
+COARSE_BITS = 7  # slots are looked up by their top bits, then searched
 EVERYWHERE, EVEN, ODD = -1, 0, 1  # which cells of a block are coded
 
 _OK, _RAN_OUT, _BAD_ESCAPE = 0, 1, 2
@@ -290,6 +290,7 @@ def _pull(
     kind = contexts.LATER if parity < 0 else parity
     columns = right - left
     base, loud, lean = np.zeros(columns, np.int32), np.zeros(columns, np.int32), np.zeros(columns, np.int32)
+    numbers, signs, ahead, none = np.zeros(columns, np.int32), np.zeros(columns, np.int32), False, np.int32(0)
     swapped, plain, at_k = False, np.int32(0), np.uint64(0)
     found, scales, locations = near
     scores, places, flat = found[3].ravel(), found[4].ravel(), contexts.flattened(near)
@@ -301,6 +302,7 @@ def _pull(
         newer, nearer = run, side
         if correcting:
             last = contexts.last_weights(near, channel + c, kind)
+            ahead = contexts.known_ahead(last)
         for half in range(halves * (bottom - top)):
             r = top + half // halves
             first = left if parity < 0 else left + ((left + r + parity) & 1)
@@ -311,6 +313,8 @@ def _pull(
                 contexts.sum_row(*flat, channel + c, r - top, kind + half % halves, base, loud, lean)
                 at_row = r - top + contexts.ABOVE
                 scale, location = scales[channel + c, at_row], locations[channel + c, at_row]
+                if ahead:
+                    contexts.correct_row(index[c, r, left:right], loud, lean, numbers, signs)
             for k in range(np.uint64(first), np.uint64(right), np.uint64(step)):
                 table = np.int32(index[c, r, k])
                 if table == 0:
@@ -321,8 +325,11 @@ def _pull(
                     index[c, r, k] = table
                 if correcting:
                     plain, at_k = table, k - np.uint64(left)
-                    sums = contexts.sums_at(scale, location, at_k, last, run, side, loud[at_k], lean[at_k])
-                    table, swapped = contexts.corrected(plain, sums[0], sums[1])
+                    if ahead:
+                        table = numbers[at_k] + (plain & ODD_STATES)
+                    else:
+                        sums = contexts.sums_at(scale, location, at_k, last, run, side, loud[at_k], lean[at_k])
+                        table, swapped = contexts.corrected(plain, sums[0], sums[1])
                 x = states[operation & mask]
                 slot = x & slot_mask
                 start = starts[table]
@@ -380,7 +387,10 @@ def _pull(
                         return at, operation, _BAD_ESCAPE
                     if negative:
                         value = -value
-                if correcting:
+                if ahead:
+                    value *= signs[at_k]
+                    contexts.leave(scores, places, scale, location, at_k, plain, value, none, none)
+                elif correcting:
                     value = -value if swapped else value
                     run, side = newer, nearer
                     newer, nearer = contexts.leave(scores, places, scale, location, at_k, plain, value, run, side)

@@ -7,8 +7,8 @@ here defines the networks and trains them; inference.py computes the same on fin
      |            \\                                                          ^          ^
      | DCT 8x8    linear 16x16                       linear 16x16 --> + ----------------+
      v              \\  (DCT at the start)                ^            ^ inverse DCT 8x8
-    192 at 1/8       \\                                   |           192 at 1/8
-     | 4 bottlenecks  +                                  |            | 4 bottlenecks
+    64 at 1/8        \\                                   |           64 at 1/8
+     | 2 bottlenecks  +                                  |            | 2 bottlenecks
      v               /                                   |            |
     2x2, stride 2 --+--> y [B,320,H/16,W/16]             +--> DCT 8x8 of the linear picture
                          |                               |
@@ -37,10 +37,10 @@ rates. The scale index of each symbol comes from integer arithmetic alone (exact
 earlier passes' symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
 coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021;
 channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer networks for entropy models, Ballé et al.
-2019; linear skips are ours. Cost in use (inference.py): about 12 kMAC per pixel to encode, 8 to decode, of which the
-bottlenecks' 7 and 4; with `leak` 0, as from codec-4 on, these are computed in 8-bit integers (eightbit.py) where the
-processor multiplies them natively. codec-5 has 4 and 5 bottlenecks, codec-4 8 and 5, codec-2 and codec-3 4 and 2 with
-leaky ReLUs.
+2019; linear skips are ours. Cost in use (inference.py): about ENC kMAC per pixel to encode, DEC to decode, of which the
+bottlenecks' 1.4 each; with `leak` 0, as from codec-4 on, these are computed in 8-bit integers (eightbit.py) where the
+processor multiplies them natively. The models before codec-8 have 192 channels between bottlenecks: codec-6 and
+codec-7 4 and 4 of these, codec-5 4 and 5, codec-4 8 and 5, codec-2 and codec-3 4 and 2 with leaky ReLUs.
 """
 
 import contextlib
@@ -104,16 +104,16 @@ class Config:
     last_means: whether the last group has means; else these are zero.
     """
 
-    channels: int = 192
+    channels: int = 64
     latent: int = 320
     hyper: int = 96
-    encoder_blocks: int = 4
-    decoder_blocks: int = 4
+    encoder_blocks: int = 2
+    decoder_blocks: int = 2
     mean_channels: int = 128
     index_channels: int = 96
     groups: tuple[int, ...] = (24, 72, 224)
     encoder_channels: int = 0
-    encoder_inner: int = 0
+    encoder_inner: int = 64
     decoder_channels: int = 0
     decoder_inner: int = 64
     leak: float = 0.0

@@ -132,16 +132,22 @@ def _in_order(tables: np.ndarray, parity: int) -> np.ndarray:
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1), height=st.integers(1, 12), width=st.integers(1, 12), left=st.integers(0, 3),
-    level=st.integers(0, 1000),
+    level=st.integers(0, 1000), runs=st.booleans(),
 )  # fmt: skip
-def test_a_decoder_finds_the_tables_from_the_bins(contextual, seed, height, width, left, level):
-    """Symbols, states and the tables that later passes look at, of a window within a band."""
+def test_a_decoder_finds_the_tables_from_the_bins(contextual, seed, height, width, left, level, runs):
+    """Symbols, states and the tables that later passes look at, of a window within a band; with or without weight on
+    the channel's last symbols, without which a decoder knows the tables of half a row ahead."""
     latent, left = contextual.config.latent, 2 * left
+    found = contexts.at_level(_coding(contextual).contexts, level)
+    found = found._replace(scale_weights=found.scale_weights.copy(), location_weights=found.location_weights.copy())
+    for weights in (found.scale_weights, found.location_weights):
+        weights[..., -1] = 700 if runs else 0
+    assert contexts.known_ahead(contexts.last_weights(contexts.nearby(found, 1, 1), 40, contexts.LATER)) != runs
     symbols, tables, bins = symbols_like(seed, latent, height, left + width)
     window, coding = (0, height, left, left + width), _coding(contextual)
 
     def blocks(symbols, index, states=None):
-        near = contexts.nearby(contexts.at_level(coding.contexts, level), height, width)
+        near = contexts.nearby(found, height, width)
         return [
             entropy.Block(symbols[part], index[part], coding.corrected, window, parity, states, near, part.start)
             for part, parity in _order_of_passes(contextual)

@@ -28,7 +28,7 @@ from codec.model import (
 
 SIZES = dict(
     channels=16, latent=40, hyper=8, encoder_blocks=5, decoder_blocks=7, mean_channels=16, index_channels=16,
-    decoder_inner=0,
+    encoder_inner=0, decoder_inner=0,
 )  # fmt: skip
 SMALL, COLOURS = Config(**SIZES, groups=(6, 10, 24)), Config(**SIZES, groups=())
 LAPPED = dataclasses.replace(SMALL, lapped=True, last_means=False)

@@ -20,7 +20,7 @@ from codec.train import batch, crop, load_pictures, main, measure_steps, rendere
 
 SMALL = Config(
     channels=16, latent=40, hyper=8, encoder_blocks=1, decoder_blocks=1, mean_channels=16, index_channels=16,
-    groups=(6, 10, 24), decoder_inner=6, leak=0.0,
+    groups=(6, 10, 24), encoder_inner=0, decoder_inner=6, leak=0.0,
 )  # fmt: skip
 
 

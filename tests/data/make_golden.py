@@ -28,7 +28,7 @@ from codec.pixels import picture_from_image
 HERE = Path(__file__).parent
 SIZES = dict(
     channels=24, latent=48, hyper=12, encoder_blocks=1, decoder_blocks=2, mean_channels=16, index_channels=16,
-    decoder_inner=0, lapped=False, last_means=True,
+    encoder_inner=0, decoder_inner=0, lapped=False, last_means=True,
 )  # fmt: skip
 CONFIGS = {"tiny": Config(**SIZES, groups=()), "grouped": Config(**SIZES, groups=(6, 12, 30))}
 SPARSE = (
