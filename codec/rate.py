@@ -134,7 +134,7 @@ def target_level(prepared, metric: str, value: float) -> Reached:
             raise ValueError(f"a target of {value} bytes cannot hold a picture")
         _, bits = prepared.expected(np.linspace(0, TOP, 11))
         family = [np.log(bits * factor / 8 + 160) for factor in BITS]
-        low, aim, high = (math.log(value * part) for part in (1 - SHORT, 1 - SHORT / 2, 1))
+        low, aim, high = (math.log(value * part) for part in (1 - SHORT, 1 - 0.45 * SHORT, 1))
         found = _search(size, family, (0, 1, 0), low, high, aim, 1)
         level, passes = found.level, found.passes
         bitstream = kept[level] if level in kept else prepared.code(level)
