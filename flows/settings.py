@@ -407,7 +407,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--denoise", metavar="off|auto", help="clean noisy pictures (default auto)")
     steps.add_argument("--superres", metavar="off|auto", help="enlarge small pictures (default off)")
     steps.add_argument("--min-gain", metavar="PERCENT", help="keep originals below this saving (default 10)")
-    steps.add_argument("--effort", metavar="N", help="of the encoder, 0..3; models from codec-6 on gain nothing (default 0)")
+    steps.add_argument("--effort", metavar="N", help="of the encoder, 0..3; codec-6 and later gain nothing (default 0)")
     steps.add_argument("--max-pixels", metavar="N", help="larger pictures fail (default 200,000,000)")
     choice = add("which objects")
     choice.add_argument(
