@@ -25,6 +25,7 @@ SHORT = 0.02  # part of a byte target that may stay unused
 SMALL_PICTURE_PSNR = 40.0  # what a picture too small for MS-SSIM takes instead
 MARGIN = 0.004  # dB kept above a target, since decoders may differ by a grey step here and there
 NOISY = 12  # levels within which quality moves up and down by as much as it grows
+BESIDE = 3  # levels next to one that misses which are tried last
 LAST_PASS = 8  # pictures whose curve jumps get as many
 SAMPLE_LEVELS = (0, 160, 360, 580, 800, 1000)  # where a curve is worth sampling for `allocate`
 
@@ -150,7 +151,7 @@ def target_level(prepared, metric: str, value: float) -> Reached:
         mse, _ = prepared.expected(np.linspace(0, TOP, 11))
         family, start = [-10 * np.log10((mse + floor * mse[-1]) / 255**2) for floor in FLOORS], (0, 0, 1, 0, 0)
     else:
-        family, start = MS_SSIM, (0, 0.5, 0.5, 0, 0)
+        family, start = MS_SSIM, (0, 0.33, 0.34, 0.33, 0)
     window = low + MARGIN, low + EXCESS - MARGIN, low + EXCESS / 2
     found = _search(quality, family, start, *window, -1)
     bitstream = prepared.code(found.level)
@@ -209,10 +210,13 @@ def _search(measure: Callable[[int], float], family, start, low: float, high: fl
             bracketed = values.min() < aim < values.max()  # a parabola is no guide beyond its points
             near = _apart(levels, gaps, np.argsort(np.abs(values - aim)))[: 3 if bracketed else 2]
             guess = shape + np.polyval(np.polyfit(near[:, 0] / TOP, near[:, 1], len(near) - 1), every / TOP)
-        below = max((level for level, v in known.items() if v < low), default=-1)
-        above = min((level for level, v in known.items() if v > high), default=TOP + 1)
+        below = max((level for level, v in known.items() if v < low), default=-TOP)
+        above = min((level for level, v in known.items() if v > high), default=2 * TOP)
         inside = every[max(below + 1, 0) : above]
         inside = inside[~np.isin(inside, list(known))]
+        if side < 0:  # quality hardly differs beside a level that misses
+            apart = inside[(inside - below > BESIDE) & (above - inside > BESIDE)]
+            inside = apart if len(apart) else inside
         if len(inside) == 0:  # a jump between two neighbouring levels, or an end of the range
             return _nearest(known, low, high, side)
         by_halves = len(known) >= LAST_PASS - 2  # a curve that no guess fits
