@@ -154,12 +154,6 @@ class _LinearSynthesis:
         return self.picture(coarse), F.linear(y_hat[..., : self.large], self.means)
 
 
-def _listed(y: Tensor, starts: list[int]) -> sparse.Listed | None:
-    """What is not zero in the cells of y [h,w,C], where it is so little that it is worth it."""
-    first = sparse.split_of(y, starts)
-    return None if first == y.shape[-1] else sparse.listed(y.view(-1, y.shape[-1]), first)
-
-
 def _fine(winograd) -> bool:
     """Whether there are such convolutions and torch is not told to multiply float32 coarsely: too coarsely for tiles
     that are transformed."""
@@ -307,22 +301,17 @@ class Inference:
             torch.exp(at_level(gain, levels)).permute(0, 2, 3, 1).to(self.dtype)
             for gain in (network.enter_gain, network.middle_gain)
         )
-        whole = slice(None), slice(None)
         if self.sparse:
             linear, again = self.sparse
-            starts = [part.start for part in self.model.config.slices[1:]]
-            cells = [_listed(item, starts) for item in y_hat]
-            parts = zip(y_hat.split(1), cells, strict=True)
-            entered = torch.cat([again(one, found, whole) for one, found in parts])
+            cells = [sparse.worth_listing(item, linear.starts) for item in y_hat]
+            t = _to_halves(again(y_hat, cells), enter)
         else:
-            entered = self.again(coarse)
-        t = _to_halves(entered, enter)
+            t = _to_halves(self.again(coarse), enter)
         t = self.decoder[1](self.decoder[0](t).mul_(middle))
         rows, columns = inner[0].indices(y_hat.shape[1]), inner[1].indices(y_hat.shape[2])
         t = t[:, 2 * rows[0] : 2 * rows[1], 2 * columns[0] : 2 * columns[1]]
         if self.sparse:
-            shown = torch.cat([linear(*pair, inner) for pair in zip(y_hat.split(1), cells, strict=True)])
-            return shown, None, self.back(t)
+            return linear(y_hat, cells, inner), None, self.back(t)
         return *self.linear_synthesis(y_hat[:, *inner], coarse[:, *inner]), self.back(t)
 
     def unlapped(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:

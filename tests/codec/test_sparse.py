@@ -27,13 +27,13 @@ def test_products_are_the_dense_ones(first, inner):
     product = sparse.Product(weight, bias, STARTS, layer)
     cells = None if first == 21 else sparse.listed(y.view(-1, 21), first)
     expected = torch.nn.functional.linear(y[:, *inner], weight, bias)
-    assert torch.allclose(product(y, cells, inner), expected, atol=1e-5)
+    assert torch.allclose(product(y, [cells], inner), expected, atol=1e-5)
 
 
 def test_nothing_at_all_leaves_the_bias():
     y = torch.zeros(1, 4, 5, 21)
     product = sparse.Product(torch.randn(13, 21), torch.arange(13.0), STARTS, layer)
-    found = product(y, sparse.listed(y.view(-1, 21), 3), (slice(None), slice(None)))
+    found = product(y, [sparse.listed(y.view(-1, 21), 3)])
     assert torch.equal(found, torch.arange(13.0).expand(1, 4, 5, 13))
 
 
@@ -43,3 +43,11 @@ def test_the_split_follows_what_is_zero():
     y = latents(1.0, 40, 40)[0]
     y[..., STARTS[1] :] = 0
     assert sparse.split_of(y, STARTS) == 8
+
+
+def test_pictures_of_a_batch_have_splits_of_their_own():
+    y = torch.cat((latents(0.05, 20, 30), latents(1.0, 20, 30)))
+    product = sparse.Product(torch.randn(13, 21), torch.randn(13), STARTS, layer)
+    cells = [sparse.worth_listing(one, STARTS) for one in y]
+    assert cells[0] is not None and cells[1] is None
+    assert torch.allclose(product(y, cells), product(y, [None, None]), atol=1e-5)
