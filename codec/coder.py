@@ -634,22 +634,21 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
             for number in range(1, len(later) + 1):
                 over(model, functools.partial(later_indices, number), pieces)
                 read(band, number + 1, functools.partial(later_means, number))
-            if later:
+            if later and model.config.last_means:
                 over(model, lambda window: add_group_mean(latents, window, later[-1], means.pop(window)), pieces)
             for window in pieces:
                 del of_index[window], of_mean[window]
+                means.pop(window, None)
             if latents.states is None:
                 latents.index.parts[band] = None
-            elif band > 0:  # the next band looks at this one's tables too
-                latents.index.parts[band - 1] = None
         band = step - 2
         if 0 <= band < grid.bands:
             # only now, when the first symbols have proved themselves, is memory taken for all pixels
             canvases = canvases or [_Canvas(stream) for stream in streams]
             render(model, latents, band, show)
-            latents.symbols.parts[band] = None
-            if band > 0:
-                latents.values.parts[band - 1] = None
+            if band > 0:  # what the next band looks at stays
+                for bands in (latents.symbols, latents.index, latents.values):
+                    bands.parts[band - 1] = None
     return [canvas.image for canvas in canvases]
 
 

@@ -245,10 +245,9 @@ class Inference:
         self.decoder = _Blocks(synthesis.blocks[:middle], dtype), _Blocks(synthesis.blocks[middle:], dtype)
         back = FEATURE_SCALE * dct.t()
         self.sparse = None
-        if dtype == torch.float32 and len(model.config.slices) > 1 and not dct.is_cuda:
-            starts = [part.start for part in model.config.slices[1:]]
+        if dtype == torch.float32 and model.config.valued < model.config.latent and not dct.is_cuda:
             self.sparse = [
-                sparse.Product(weight, bias, starts, _Layer)
+                sparse.Product(weight, bias, model.config.valued, _Layer)
                 for weight, bias in ((linear, None), (again.flatten(0, 1), synthesis.enter.bias.repeat(4)))
             ]
         self.back = _Layer(back @ synthesis.leave.weight.flatten(1), back @ synthesis.leave.bias, dtype)
@@ -288,9 +287,14 @@ class Inference:
         return self.linear_analysis(pixels[:, *inner]).add_(self.leave(_to_cells(t)))
 
     def synthesis(
-        self, y_hat: Tensor, levels: Tensor, inner: tuple[slice, slice] = (slice(None), slice(None))
+        self,
+        y_hat: Tensor,
+        levels: Tensor,
+        inner: tuple[slice, slice] = (slice(None), slice(None)),
+        lists: list[sparse.Listed] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """y_hat float32 [B,h,w,latent] -> of the rows and columns `inner` of its cells, h' x w' of them: the linear
+        """y_hat float32 [B,h,w,latent], or where there is `sparse` its first channels with the others as `lists`, one
+        of each picture -> of the rows and columns `inner` of its cells, h' x w' of them: the linear
         picture less 127.5 [B,h',w',768] in the order of `_quarters`; what to add to it in each block of 64 of these,
         float32 [B,h',w',12] or None; and what to add per block of 8x8 (colour, row, column), [B,2h',2w',192]. The last
         is in the model's precision, and the first where the latent has groups; else it is float32. Of a lapped model
@@ -301,17 +305,16 @@ class Inference:
             torch.exp(at_level(gain, levels)).permute(0, 2, 3, 1).to(self.dtype)
             for gain in (network.enter_gain, network.middle_gain)
         )
-        if self.sparse:
+        if lists is not None:
             linear, again = self.sparse
-            cells = [sparse.worth_listing(item, linear.starts) for item in y_hat]
-            t = _to_halves(again(y_hat, cells), enter)
+            t = _to_halves(again(y_hat, lists), enter)
         else:
             t = _to_halves(self.again(coarse), enter)
         t = self.decoder[1](self.decoder[0](t).mul_(middle))
         rows, columns = inner[0].indices(y_hat.shape[1]), inner[1].indices(y_hat.shape[2])
         t = t[:, 2 * rows[0] : 2 * rows[1], 2 * columns[0] : 2 * columns[1]]
-        if self.sparse:
-            return linear(y_hat, cells, inner), None, self.back(t)
+        if lists is not None:
+            return linear(y_hat, lists, inner), None, self.back(t)
         return *self.linear_synthesis(y_hat[:, *inner], coarse[:, *inner]), self.back(t)
 
     def unlapped(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codec import trellis, trellis_search
+from codec import sparse, trellis, trellis_search
 from codec.inference import Inference, inference_of
 from codec.lapped_cells import lap_row, lap_rows, new_scratch
 from codec.loops import as_numbers
@@ -162,7 +162,7 @@ def _plane_by_plane(row, r, planes):
 @numba.njit(cache=True, nogil=True)
 def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
     """A later group's pass in one go, as NightCodec.round has it: y, mean, index [h,w,C], gain [C] -> symbols, indices
-    [C,h,w] and values [h,w,C] in place."""
+    [C,h,w] and values [h,w,C], or of no channels, in place."""
     height, width, channels = mean.shape
     most, entries, limits = thresholds.shape[1] - 1, thresholds.shape[1], thresholds.ravel()
     residual, rounded = np.empty(channels, np.float32), np.empty(channels, np.float32)
@@ -179,7 +179,7 @@ def _settle(y, gain, mean, index, thresholds, symbols, indices, values):
                 lower = symbol <= most and abs(residual[c]) < limits[bin_ * entries + min(symbol, most)]
                 symbol = (symbol - lower) * (bin_ > 0)
                 row[k, c] = -symbol if residual[c] < 0 else symbol
-            for c in range(channels):
+            for c in range(values.shape[2]):
                 values[r, k, c] = np.float32(row[k, c]) + mean[r, k, c]
         _plane_by_plane(row, r, symbols)
         _plane_by_plane(index[r], r, indices)
@@ -199,7 +199,7 @@ def _settle_trellis(y, gain, mean, index, thresholds, states, bits, symbols, ind
         _plane_by_plane(row, r, symbols)
         _plane_by_plane(tables, r, indices)
         for k in range(width):
-            for c in range(channels):
+            for c in range(values.shape[2]):
                 twice = trellis_search.halves(row[k, c], tables[k, c])
                 values[r, k, c] = np.float32(0.5) * np.float32(twice) + mean[r, k, c]
 
@@ -299,7 +299,8 @@ class Latents:
     z: Tensor  # float, integer-valued [B,hz,wz,hyper], on the model's device
     symbols: Bands  # int16
     index: Bands  # uint8: bins; of a trellis what is coded has its table's number
-    values: Bands  # float32, on the model's device: what symbols stand for + means, in the level's quantisation steps
+    values: Bands  # float32, on the model's device: what symbols stand for + means, in the level's quantisation steps,
+    # of the channels that have means; the others', see `all_values`
     states: Bands | None  # uint8 [B,h,w,1] on the CPU: of a trellis, where the cells have arrived
 
     @classmethod
@@ -317,8 +318,8 @@ class Latents:
         self.open_values(model, band)
 
     def open_values(self, model: NightCodec, band: int) -> None:
-        rows, width, latent = self.grid.rows[band + 1] - self.grid.rows[band], self.grid.width, model.config.latent
-        self.values.parts[band] = torch.zeros(len(self.levels), rows, width, latent, device=model.log_gain.device)
+        rows, width, valued = self.grid.rows[band + 1] - self.grid.rows[band], self.grid.width, model.config.valued
+        self.values.parts[band] = torch.zeros(len(self.levels), rows, width, valued, device=model.log_gain.device)
 
     def arrays(self, band: int) -> tuple[np.ndarray, np.ndarray]:
         """(symbols, index) of a band as the entropy coder takes them: [B,latent,rows,w]."""
@@ -329,6 +330,20 @@ class Latents:
         symbols = self.symbols.window(*window.box)[..., channels].to(device)
         tables = None if self.states is None else self.index.window(*window.box)[..., channels].to(device)
         return symbols, tables
+
+    def all_values(self, window: Window) -> Tensor:
+        """A window's values [B,h,w,latent]."""
+        values = self.values.window(*window.box)
+        rest = slice(values.shape[-1], None)
+        if rest.start == self.symbols.window(*window.box).shape[-1]:
+            return values
+        return torch.cat((values, meant(*self.coded(window, rest, values.device)).to(values.dtype)), -1)
+
+    def planes(self, window: Window, item: int) -> list[sparse.Planes]:
+        """A window's symbols and tables in one picture."""
+        pairs = zip(self.symbols.planes(window, item), self.index.planes(window, item), strict=True)
+        columns = window.left, window.right
+        return [sparse.Planes(symbols.numpy(), index.numpy(), rows, columns) for (symbols, rows), (index, _) in pairs]
 
 
 def meant(symbols: Tensor, tables: Tensor | None) -> Tensor:
@@ -438,10 +453,11 @@ def _settle_group(
             symbols, index = _settled(model, y * gain - mean, index, states)
             value = trellis.values_of(symbols, index) + mean
         for bands, part in ((latents.index, index), (latents.symbols, symbols), (latents.values, value)):
-            fill(bands, window, channels, part)
+            if bands is not latents.values or channels.stop <= model.config.valued:
+                fill(bands, window, channels, part)
         return
     symbols, indices = (_planes(bands, window, channels) for bands in (latents.symbols, latents.index))
-    values = latents.values.part_of(window)[..., channels].numpy()
+    values = latents.values.part_of(window)[..., channels].numpy()  # of no channels where they have no means
     knots, thresholds = gain.flatten(1).numpy(), model.thresholds.numpy()
     for item in range(len(y)):
         given = y[item].numpy(), knots[item], mean[item].numpy(), index[item].numpy()
@@ -541,7 +557,7 @@ def refined(
         x = torch.from_numpy(np.stack([_pixels_of(image, outer) for image, _ in pictures])).to(device)
         x = x.permute(0, 3, 1, 2).float() / 255.0
         with torch.inference_mode(False), torch.enable_grad():
-            values = latents.values.window(*outer.box).clone().requires_grad_()
+            values = latents.all_values(outer).clone().requires_grad_()
             shown = model.synthesis((values * back.clone()).permute(0, 3, 1, 2), levels.clone())
             if postfilter:
                 shown = postfilter.mend(shown.clamp(0, 1), levels.clone()).clamp(0, 1)
@@ -583,7 +599,9 @@ def add_mean(latents: Latents, window: Window, mean: Tensor, parity: int) -> Non
 
 
 def add_group_mean(latents: Latents, window: Window, channels: slice, mean: Tensor) -> None:
-    """values = symbols + mean in a later group's channels."""
+    """values = symbols + mean in a later group's channels, where it has means."""
+    if channels.start >= latents.values.part_of(window).shape[-1]:
+        return
     if mean.is_cuda:
         fill(latents.values, window, channels, mean + meant(*latents.coded(window, channels, mean.device)))
         return
@@ -597,6 +615,26 @@ def add_group_mean(latents: Latents, window: Window, channels: slice, mean: Tens
             _value_trellis(symbols[item], tables[item], mean[item].numpy(), values[item])
 
 
+def _dequantised(
+    inference: Inference, latents: Latents, window: Window, gain: Tensor
+) -> tuple[Tensor, list[sparse.Listed] | None]:
+    """Inference.synthesis's `y_hat` and `lists` of a window."""
+    if not inference.sparse or latents.states is None:
+        return latents.all_values(window) * gain, None
+    values = latents.values.window(*window.box)
+    first = values.shape[-1]
+    y_hat = values * gain[..., :first]
+    pictures = [latents.planes(window, item) for item in range(len(values))]
+    gains = gain.flatten(1).numpy()
+    lists = [sparse.worth_listing(parts, first, of_item) for parts, of_item in zip(pictures, gains, strict=True)]
+    if all(cells is not None for cells in lists):
+        return y_hat, lists
+    rest = torch.empty(*values.shape[:3], len(gains[0]) - first)
+    for parts, of_item, out in zip(pictures, gains, rest.numpy(), strict=True):
+        sparse.dense(parts, first, of_item, out)
+    return torch.cat((y_hat, rest), -1), None
+
+
 def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> None:
     """Synthesis of a band whose values and whose neighbours' are there. For each window, in any order and any thread,
     calls show(window, paint), where paint(item, pixels, grey) fills uint8 [up to 16h, up to 16w,C] with the decoded
@@ -605,8 +643,8 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
 
     def one(window: Window) -> None:
         outer, near = window.grown(model.synthesis_halo), window.grown(int(model.config.lapped))
-        y_hat = latents.values.window(*outer.box) * gain
-        linear, means, added = inference_of(model).synthesis(y_hat, latents.levels, near.within(outer))
+        y_hat, lists = _dequantised(inference_of(model), latents, outer, gain)
+        linear, means, added = inference_of(model).synthesis(y_hat, latents.levels, near.within(outer), lists)
         if model.config.lapped and linear.is_cuda:
             gather, parts = _gather_cells, [inference_of(model).unlapped(linear, means, added).numpy()]
         else:

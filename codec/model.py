@@ -102,6 +102,10 @@ class Config:
     lapped: whether pixels are filtered across the borders of 16x16 blocks (lapping.py); not in files that do not name
     it.
     last_means: whether the last group has means; else these are zero.
+    expanded: channels of z's features as they are spread over the latent's cells; 64 in files that do not name it.
+    index_seen: channels in which the index network looks at the first pass's magnitudes; 64 in such files.
+    index_joined: channels of its layers before the last; 0, as in such files: 160 in the first group, 128 in others.
+    mean_joined: the same of the mean network in the first group; 192 in such files.
     """
 
     channels: int = 64
@@ -109,8 +113,8 @@ class Config:
     hyper: int = 96
     encoder_blocks: int = 2
     decoder_blocks: int = 2
-    mean_channels: int = 128
-    index_channels: int = 96
+    mean_channels: int = 64
+    index_channels: int = 64
     groups: tuple[int, ...] = (24, 72, 224)
     encoder_channels: int = 0
     encoder_inner: int = 64
@@ -119,6 +123,10 @@ class Config:
     leak: float = 0.0
     lapped: bool = True
     last_means: bool = False
+    expanded: int = 32
+    index_seen: int = 32
+    index_joined: int = 96
+    mean_joined: int = 96
 
     def __post_init__(self):
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -130,6 +138,11 @@ class Config:
         """The groups' channels."""
         sizes = self.groups or (self.latent,)
         return [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
+
+    @property
+    def valued(self) -> int:
+        """How many of the first channels have means; of the others the symbols are all there is."""
+        return self.latent if self.last_means or len(self.slices) == 1 else self.slices[-1].start
 
     @property
     def order(self) -> list[int]:
@@ -149,7 +162,8 @@ class Config:
     def of_json(cls, text: str) -> "Config":
         """What a model file says of its sizes. Raises TypeError or ValueError where that makes no sense."""
         of_old = {"groups": (), "leak": 0.1, "lapped": False, "last_means": True}
-        sizes = dict.fromkeys(("encoder_channels", "encoder_inner", "decoder_channels", "decoder_inner"), 0)
+        names = ("encoder_channels", "encoder_inner", "decoder_channels", "decoder_inner", "index_joined")
+        sizes = dict.fromkeys(names, 0) | {"expanded": 64, "index_seen": 64, "mean_joined": 192}
         return cls(**{**of_old, **sizes, **json.loads(text)})
 
 
@@ -391,10 +405,10 @@ class GroupIndices(nn.Module):
 
     def __init__(self, before: int, channels: int, config: Config):
         super().__init__()
-        n = config.index_channels
+        n, joined = config.index_channels, config.index_joined or 128
         self.context = ExactConv2d(before, n)
-        self.join = ExactConv2d(2 * n, 128)
-        self.last = ExactConv2d(128, channels, gain=0.25)
+        self.join = ExactConv2d(2 * n, joined)
+        self.last = ExactConv2d(joined, channels, gain=0.25)
 
 
 class MeanNetwork(nn.Module):
@@ -404,12 +418,12 @@ class MeanNetwork(nn.Module):
         super().__init__()
         m, first = config.mean_channels, config.slices[0].stop
         self.hyper = nn.Conv2d(config.hyper, m, 3, padding=1)
-        self.expand = nn.Conv2d(m, 64 * 16, 1)
-        self.features = nn.Conv2d(64, m, 3, padding=1)
+        self.expand = nn.Conv2d(m, config.expanded * 16, 1)
+        self.features = nn.Conv2d(config.expanded, m, 3, padding=1)
         self.first = nn.Conv2d(m, first, 1)
         self.context = nn.Conv2d(first, m, 3, padding=1)
-        self.join = nn.Conv2d(2 * m, 192, 1)
-        self.second = nn.Conv2d(192, first, 1)
+        self.join = nn.Conv2d(2 * m, config.mean_joined, 1)
+        self.second = nn.Conv2d(config.mean_joined, first, 1)
         self.linear = nn.Parameter(torch.zeros(first, 1, 3, 3))  # of the anchors around, in full precision
         parts = config.slices[1:] if config.last_means else config.slices[1:-1]
         self.groups = nn.ModuleList(GroupMeans(part.start, part.stop - part.start, config) for part in parts)
@@ -422,13 +436,14 @@ class IndexNetwork(nn.Module):
         super().__init__()
         n, first = config.index_channels, config.slices[0].stop
         self.hyper = ExactConv2d(config.hyper + 1, 128, 3)
-        self.expand = ExactConv2d(128, 64 * 16)
-        self.features = ExactConv2d(64, n, 3)
+        self.expand = ExactConv2d(128, config.expanded * 16)
+        self.features = ExactConv2d(config.expanded, n, 3)
         self.first = ExactConv2d(n, first, gain=0.25)
-        self.magnitude = ExactConv2d(first, 64)
-        self.neighbours = ExactConv2d(64, n, 5)
-        self.join = ExactConv2d(2 * n, 160)
-        self.second = ExactConv2d(160, first, gain=0.25)
+        self.magnitude = ExactConv2d(first, config.index_seen)
+        self.neighbours = ExactConv2d(config.index_seen, n, 5)
+        joined = config.index_joined or 160
+        self.join = ExactConv2d(2 * n, joined)
+        self.second = ExactConv2d(joined, first, gain=0.25)
         parts = config.slices[1:]
         self.groups = nn.ModuleList(GroupIndices(part.start, part.stop - part.start, config) for part in parts)
         with torch.no_grad():
@@ -832,6 +847,17 @@ class NightCodec(nn.Module):
         noisy_bits = -torch.log2(gaussian_mass(noisy, sigma.detach() if real else sigma)).sum((1, 2, 3))
         y_bits = y_bits + noisy_bits - noisy_bits.detach() if real else noisy_bits
         return self.synthesis(self.unscale(values + mean, level), level), y_bits, z_bits
+
+    def entropy_pass(self, y: Tensor, level: Tensor) -> Tensor:
+        """y [B,latent,h,w] of an encoder that rests, level [B] -> bits of its symbols [B], as in training_pass with
+        `real`: they teach the networks of means and bins."""
+        with torch.no_grad():
+            scaled = self.scale(y, level)
+            z = torch.round(self.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
+        _, mean, index, y_bits = self._coded(scaled, z, level)
+        noisy = scaled - mean + torch.empty_like(scaled).uniform_(-0.5, 0.5)
+        noisy_bits = -torch.log2(gaussian_mass(noisy, scale_of(index).detach())).sum((1, 2, 3))
+        return y_bits + noisy_bits - noisy_bits.detach()
 
     def _coded(self, scaled: Tensor, z: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Values less means, as they are coded, with the gradient of `scaled` and of the means; means; bins; bits [B],

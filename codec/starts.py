@@ -91,6 +91,53 @@ def thinned(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarr
     return arrays
 
 
+def slimmed(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
+    """A model file's tensors with the entropy model's networks on the sizes of `config` where these are smaller: of the
+    units between two layers those with the largest weights stay, and what reads them loses the others."""
+    arrays = dict(arrays)
+    groups = {network: 0 for network in ("indices", "means")}
+    for network in groups:
+        prefix = f"{network}.groups."
+        groups[network] = len({name.removeprefix(prefix).split(".")[0] for name in arrays if name.startswith(prefix)})
+
+    def keep(network: str, layer: str, count: int, readers: list[str], last: bool = False, spread: int = 1) -> None:
+        """`count` of a layer's units, each `spread` rows; they stand first, or last, in what each reader reads."""
+        weight, bias = f"{network}.{layer}.weight", f"{network}.{layer}.bias"
+        if weight not in arrays or len(arrays[weight]) <= count * spread:
+            return
+        units = len(arrays[weight]) // spread
+        names = [f"{network}.{reader}.weight" for reader in readers]
+        starts = [arrays[name].shape[1] - units if last else 0 for name in names]
+        given = np.square(arrays[weight].astype(np.float64)).reshape(units, -1).sum(1)
+        read = np.zeros(units)
+        for name, start in zip(names, starts, strict=True):
+            one = np.square(arrays[name][:, start : start + units].astype(np.float64)).sum((0, 2, 3))
+            read += one / one.mean()
+        kept = np.sort(np.argsort(-given * read)[:count])
+        rows = (kept[:, None] * spread + np.arange(spread)).ravel()
+        arrays[weight], arrays[bias] = arrays[weight][rows], arrays[bias][rows]
+        for name, start in zip(names, starts, strict=True):
+            a = arrays[name]
+            arrays[name] = np.concatenate((a[:, :start], a[:, start + kept], a[:, start + units :]), 1)
+
+    for network, channels, joined, joined_later in (
+        ("indices", config.index_channels, config.index_joined or 160, config.index_joined or 128),
+        ("means", config.mean_channels, config.mean_joined, config.mean_channels),
+    ):
+        later = [f"groups.{number}" for number in range(groups[network])]
+        around = "neighbours" if network == "indices" else "context"
+        keep(network, "hyper", 128 if network == "indices" else channels, ["expand"])
+        keep(network, "expand", config.expanded, ["features"], spread=16)
+        keep(network, "features", channels, ["first", "join", *(f"{group}.join" for group in later)])
+        keep(network, "magnitude", config.index_seen, ["neighbours"])
+        keep(network, around, channels, ["join"], last=True)
+        keep(network, "join", joined, ["second"])
+        for group in later:
+            keep(network, f"{group}.context", channels, [f"{group}.join"], last=True)
+            keep(network, f"{group}.join", joined_later, [f"{group}.last"])
+    return arrays
+
+
 def _directions(spread: Tensor, readers: list[Tensor], channels: int) -> tuple[Tensor, Tensor]:
     """Which of the directions of what passes between bottlenecks to keep: (to `channels` of them, and back).
 

@@ -41,7 +41,7 @@ from codec.model import (
 from codec.optimiser import Optimiser, clipped
 from codec.recorded import Recorded
 from codec.splits import picture_files
-from codec.starts import grown, regrouped, revive, thinned
+from codec.starts import grown, regrouped, revive, slimmed, thinned
 
 SYNTHETIC = 0.06  # share of samples that are rendered text and line art
 UNLEAK = 0.25  # share of the time in which a start's leaky ReLUs lose their slope; at once they would die by the layer
@@ -261,7 +261,7 @@ def train(
     if device == "cuda":
         model = model.to(memory_format=torch.channels_last)
     if start is not None:
-        arrays = regrouped(grown(thinned(arrays, config), config), old, config)
+        arrays = slimmed(regrouped(grown(thinned(arrays, config), config), old, config), config)
         tensors = networks.float_tensors(model, arrays)
         model.load_state_dict(tensors, strict=False)
         say(f"{len(tensors)} of {len(model.state_dict())} tensors from {start}")

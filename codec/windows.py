@@ -28,6 +28,14 @@ class Bands:
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
+    def planes(self, window: "Window", item: int) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Of one picture, kept channel by channel: what a window lies in, [C,h,w] of each band, and its rows there."""
+        return [
+            (part[item].permute(2, 0, 1), (max(window.top - begin, 0), min(window.bottom, end) - begin))
+            for part, begin, end in zip(self.parts, self.rows, self.rows[1:], strict=False)
+            if begin < window.bottom and end > window.top
+        ]
+
     def part_of(self, window: "Window") -> Tensor:
         """The cells [B,h,w,C] of a window that lies in one band, to be written to."""
         band = next(i for i, end in enumerate(self.rows[1:]) if window.top < end)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codec import train_transform
+from codec import train_part
 from codec.crops import DeviceCrops
 from codec.model import Config, NightCodec, float_tensors, lambda_of, load_model, read_model_file, save_model
 from codec.splits import held_out, picture_files
@@ -178,26 +178,26 @@ def test_one_transform_learns_alone(folder, tmp_path, transform):
     config = dataclasses.replace(SMALL, **{f"{transform}_channels": 12, f"{transform}_inner": 4})
     lines = []
     given = dict(batch_size=2, size=64, levels=1, say=lines.append)
-    path = train_transform.train(transform, [folder], start, tmp_path, 0.05, config, **given)
+    path = train_part.train(transform, [folder], start, tmp_path, 0.05, config, **given)
     new, old = load_model(path), load_model(start)
     network = {"encoder": new.analysis_network, "decoder": new.synthesis_network}[transform]
     assert new.config == config and all(block.measured for block in network.blocks)
-    others = [name for name in old.state_dict() if not name.startswith(train_transform.TENSORS[transform])]
+    others = [name for name in old.state_dict() if not name.startswith(train_part.TENSORS[transform])]
     assert all(torch.equal(new.state_dict()[name], old.state_dict()[name]) for name in others)
     assert lines[0].startswith("4 latents in") and path.name in lines[-1]
     pictures = load_pictures([folder], 64)
-    samples = train_transform.samples_of(old, transform, pictures, 64, 1, 5)
+    samples = train_part.samples_of(old, transform, pictures, 64, 1, 5)
     arrays = read_model_file(start)[0]
-    x, level, latent = train_transform.batch(samples, 8, 4, random.Random(1))
-    begun = train_transform.started(arrays, SMALL, config, transform, samples)
+    x, level, latent = train_part.batch(samples, 8, 4, random.Random(1))
+    begun = train_part.started(arrays, SMALL, config, transform, samples)
     with torch.no_grad():
         before, after = (
-            float((train_transform.errors(one, transform, x, level, latent) * lambda_of(level).sqrt()).mean())
+            float((train_part.errors(one, transform, x, level, latent) * lambda_of(level).sqrt()).mean())
             for one in (begun, new)
         )
     assert after < before
     with pytest.raises(ValueError, match="has other sizes than those wanted"):
-        train_transform.train(transform, [folder], start, tmp_path, 0.01, dataclasses.replace(config, hyper=9))
+        train_part.train(transform, [folder], start, tmp_path, 0.01, dataclasses.replace(config, hyper=9))
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.1])
