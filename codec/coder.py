@@ -320,7 +320,9 @@ class Prepared:
 
         def show(window: Window, paint: Callable) -> None:
             target = out[window.top * 16 : window.bottom * 16, window.left * 16 : window.right * 16]
-            paint(0, target, self.grey)
+            painted = np.empty(target.shape, np.uint8)
+            paint(0, painted, self.grey)
+            target[:] = painted
 
         with torch.inference_mode(), team(self.model.log_gain.is_cuda):
             known = all(part is not None for part in latents.values.parts)

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec import eightbit, sparse
+from codec import cells, eightbit, sparse
 from codec.indices import indices_of
-from codec.lapped_cells import lap_cells
 from codec.loops import asinh, limited
 from codec.model import FEATURE_SCALE, NightCodec, at_level
 from codec.packed import around, at_taps, shuffle4, taps_of
@@ -142,9 +141,11 @@ class _LinearSynthesis:
     def __init__(self, weight: Tensor, dtype: torch.dtype, large: int):
         self.large, self.means = large, None
         if dtype != torch.float32 and large:
-            self.means = weight[:, :large].view(12, 64, large).mean(1)
+            parts = weight[:, :large].view(4, 8, 3, 8, large)
+            means = parts.mean((1, 3), keepdim=True)
+            self.means = means.view(12, large)
             weight = weight.clone()
-            weight[:, :large] -= self.means.repeat_interleave(64, 0)
+            weight[:, :large] = (parts - means).view(768, large)
         self.picture = _Layer(weight, None, dtype if large else torch.float32)
 
     def __call__(self, y_hat: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -202,12 +203,6 @@ def _to_cells(t: Tensor) -> Tensor:
     return t.reshape(batch, height // 2, width // 2, 4 * channels)
 
 
-def _quarters() -> Tensor:
-    """[768]: where in a cell's pixels ordered (colour, 16, 16) those ordered (row of part, column of part, colour, 8,
-    8) stand."""
-    return torch.arange(768).view(3, 2, 8, 2, 8).permute(1, 3, 0, 2, 4).flatten()
-
-
 class Inference:
     """A NightCodec's functions for coder.py. Made once per model, device and precision; see `inference_of`.
 
@@ -220,13 +215,14 @@ class Inference:
         self.device, self.dtype, self.eight_bit = model.log_gain.device, model.precision, model.eight_bit
         dtype = self.dtype
         dct = model.dct[:, :, 0, 0]  # [192 coefficients, 192 pixels]
-        of_unit = dct / model.dct_size[:, :, 0]
-        order = _quarters().to(dct.device)
+        order, block_order = cells.order().to(dct.device), cells.block_order().to(dct.device)
+        of_unit = (dct / model.dct_size[:, :, 0])[:, block_order]
 
         # Where the latent has groups, its first one holds what is large; else all is kept in full precision: in
         # bfloat16 weights that add pixels to differences no longer cancel quite.
         large = model.config.groups[0] if model.config.groups else 0
         self.laps = (model.lap_analysis, model.lap_synthesis) if model.config.lapped else None
+        self.lap_weights = [cells.weights_of(v) for v in self.laps] if self.laps else [cells.UNFILTERED] * 2
         analysis = model.analysis_network
         self.linear_analysis = _LinearAnalysis(model.linear_analysis[:, order], dtype, large)
         enter = analysis.enter.weight.flatten(1) @ of_unit
@@ -243,7 +239,7 @@ class Inference:
         self.again = _Layer(again.flatten(0, 1), synthesis.enter.bias.repeat(4), dtype)
         middle = len(synthesis.blocks) // 2
         self.decoder = _Blocks(synthesis.blocks[:middle], dtype), _Blocks(synthesis.blocks[middle:], dtype)
-        back = FEATURE_SCALE * dct.t()
+        back = FEATURE_SCALE * dct.t()[block_order]
         self.sparse = None
         if dtype == torch.float32 and model.config.valued < model.config.latent and not dct.is_cuda:
             self.sparse = [
@@ -273,11 +269,9 @@ class Inference:
     # -- transforms
 
     def analysis(self, pixels: Tensor, inner: tuple[slice, slice] = (slice(None), slice(None))) -> Tensor:
-        """float32 [B,h,w,768], pixels of each cell less 127.5 in the order of `_quarters` (may be overwritten) -> y of
-        the rows and columns `inner` of these, [B,..,..,latent]."""
+        """float32 [B,h,w,768], turned cells (cells.py) less 127.5, of a lapped model filtered -> y of the rows and
+        columns `inner` of these, [B,..,..,latent]."""
         batch, height, width, _ = pixels.shape
-        if self.laps:
-            pixels = lap_cells(pixels, self.laps[0])
         parts = self.enter(pixels.view(batch, height, 4 * width, 192))
         t = parts.reshape(batch, height, width, 2, 2, -1).transpose(2, 3).to(self.dtype)
         t = t.reshape(batch, 2 * height, 2 * width, -1)
@@ -295,8 +289,8 @@ class Inference:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """y_hat float32 [B,h,w,latent], or where there is `sparse` its first channels with the others as `lists`, one
         of each picture -> of the rows and columns `inner` of its cells, h' x w' of them: the linear
-        picture less 127.5 [B,h',w',768] in the order of `_quarters`; what to add to it in each block of 64 of these,
-        float32 [B,h',w',12] or None; and what to add per block of 8x8 (colour, row, column), [B,2h',2w',192]. The last
+        picture less 127.5 [B,h',w',768] in turned cells (cells.py); what to add to each colour of their parts, float32
+        [B,h',w',12] or None; and what to add per part (column, colour, row), [B,2h',2w',192]. The last
         is in the model's precision, and the first where the latent has groups; else it is float32. Of a lapped model
         it is `unlapped` that gives the pixels."""
         coarse = y_hat.to(self.dtype)
@@ -319,11 +313,11 @@ class Inference:
 
     def unlapped(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:
         """Of a lapped model: the sum of what `synthesis` gives, filtered across the borders of cells, float32
-        [B,h,w,768] in the order of `_quarters`, on the CPU."""
+        [B,h,w,768], on the CPU."""
         sums = linear.float() + _to_cells(added)
         if means is not None:
-            sums += means.repeat_interleave(64, -1)
-        return lap_cells(sums, self.laps[1]).cpu()
+            sums.view(*sums.shape[:3], 4, 8, 3, 8).add_(means.view(*means.shape[:3], 4, 1, 3, 1))
+        return cells.lap_cells(sums, self.laps[1]).cpu()
 
     def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:
         """y in quantisation steps [B,h,w,latent] -> unrounded z [B,ceil(h/4),ceil(w/4),hyper]."""

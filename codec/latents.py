@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from codec import sparse, trellis, trellis_search
+from codec.cells import UNFILTERED, gather, gather_cells, lap_cells, spread
 from codec.inference import Inference, inference_of
-from codec.lapped_cells import lap_row, lap_rows, new_scratch
 from codec.loops import as_numbers
 from codec.model import STEP, Z_MAX, NightCodec, at_level, lambda_of
 from codec.packed import EVEN, ODD, pack, unpack
@@ -28,125 +28,6 @@ from codec.threads import each, team_size
 from codec.windows import Bands, Grid, Window
 
 LARGE = 1 << 25  # pixels above which y is kept in half precision (rounding far below any quantisation step)
-
-
-@numba.njit(cache=True, nogil=True)
-def _spread(pixels, cells):
-    """uint8 [height,width,C], C 1..4 -> float32 [h,w,768], less 127.5, in inference.py's order: colours of 16x16 pixels
-    each, repeated beyond the right and bottom edge."""
-    height, width, channels = pixels.shape
-    for r in range(cells.shape[0]):
-        for k in range(cells.shape[1]):
-            for part in range(4):
-                top, left = 16 * r + part // 2 * 8, 16 * k + part % 2 * 8
-                for c in range(3):
-                    colour = c if channels >= 3 else 0
-                    for y in range(8):
-                        row, at = min(top + y, height - 1), 192 * part + 64 * c + 8 * y
-                        for x in range(8):
-                            sample = pixels[row, min(left + x, width - 1), colour]
-                            cells[r, k, at + x] = np.float32(sample) - np.float32(127.5)
-
-
-@numba.njit(cache=True, nogil=True)
-def _paint(sums, upper, first, pixels, grey):
-    """8x8 pixels from float32 [192] (colour, row, column), less 127.5, to their place in [height,width,C]."""
-    height, width, channels = pixels.shape
-    half, black, white, third = np.float32(127.5), np.float32(0), np.float32(255), np.float32(1 / 3)
-    block = np.empty(192, np.uint8)
-    if grey:
-        for i in range(64):
-            mean = (sums[i] + sums[64 + i] + sums[128 + i]) * third
-            block[i] = np.int32(np.rint(min(max(mean + half, black), white)))
-    else:
-        for i in range(192):
-            block[i] = np.int32(np.rint(min(max(sums[i] + half, black), white)))
-    for y in range(min(8, height - upper)):
-        for x in range(min(8, width - first)):
-            at = 8 * y + x
-            pixels[upper + y, first + x, 0] = block[at]
-            if channels >= 3:
-                pixels[upper + y, first + x, 1] = block[at if grey else 64 + at]
-                pixels[upper + y, first + x, 2] = block[at if grey else 128 + at]
-
-
-def _part_sums(linear, means, added, part, sums):
-    """A part's sums float32 [192] from its cell's linear picture [768], means [12] or none of them [0] and what is
-    added to it [192]; linear and added are float32 or bfloat16, given as uint16: the upper halves of float32."""
-    raise NotImplementedError("compiled code alone calls this")
-
-
-@numba.extending.overload(_part_sums)
-def _part_sums_of(linear, means, added, part, sums):
-    def of_halves(linear, means, added, part, sums):
-        bits, base = sums.view(np.uint32), linear[192 * part : 192 * part + 192]
-        more = np.empty(192, np.uint32)
-        for i in range(192):
-            bits[i], more[i] = np.uint32(base[i]) << np.uint32(16), np.uint32(added[i]) << np.uint32(16)
-        values = more.view(np.float32)
-        for colour in range(3):
-            mean = means[3 * part + colour] if means.size else np.float32(0)
-            for i in range(64 * colour, 64 * colour + 64):
-                sums[i] = sums[i] + values[i] + mean
-
-    def of_floats(linear, means, added, part, sums):
-        base = linear[192 * part : 192 * part + 192]
-        for colour in range(3):
-            mean = means[3 * part + colour] if means.size else np.float32(0)
-            for i in range(64 * colour, 64 * colour + 64):
-                sums[i] = base[i] + added[i] + mean
-
-    return of_halves if linear.dtype == numba.types.uint16 else of_floats
-
-
-@numba.njit(cache=True, nogil=True)
-def _gather(linear, means, added, top, left, pixels, grey):
-    """What Inference.synthesis gives for a window, [h,w,768], [h,w,12 or 0] and [2h,2w,192] -> the first channels of
-    uint8 [height,width,C], from the cell (top, left) on; with `grey` all from the colours' mean."""
-    sums = np.empty(192, np.float32)
-    for upper in range(0, pixels.shape[0], 8):
-        for first in range(0, pixels.shape[1], 8):
-            r, k, part = top + upper // 16, left + first // 16, upper // 8 % 2 * 2 + first // 8 % 2
-            _part_sums(linear[r, k], means[r, k], added[2 * top + upper // 8, 2 * left + first // 8], part, sums)
-            _paint(sums, upper, first, pixels, grey)
-
-
-@numba.njit(cache=True, nogil=True)
-def _paint_row(row, upper, left, pixels, grey):
-    """Cells float32 [w,768] from the one numbered `left` on, less 127.5, to the rows `upper`.. of [height,width,C]."""
-    for below in range(upper, min(upper + 16, pixels.shape[0]), 8):
-        for first in range(0, pixels.shape[1], 8):
-            part = 192 * ((below - upper) // 8 * 2 + first // 8 % 2)
-            _paint(row[left + first // 16, part : part + 192], below, first, pixels, grey)
-
-
-@numba.njit(cache=True, nogil=True)
-def _gather_cells(cells, top, left, pixels, grey):
-    """As _gather from float32 cells [h,w,768] that hold the sums already."""
-    for upper in range(0, pixels.shape[0], 16):
-        _paint_row(cells[top + upper // 16], upper, left, pixels, grey)
-
-
-@numba.njit(cache=True, nogil=True)
-def _gather_lapped(linear, means, added, v, top, left, pixels, grey):
-    """As _gather for a lapped model, whose filter is v: sums, filtered across the borders of cells, row by row while
-    they are in the cache."""
-    begin, end = max(0, left - 1), min(linear.shape[1], left + -(-pixels.shape[1] // 16) + 1)
-    first, bottom = max(0, top - 1), top + -(-pixels.shape[0] // 16)
-    rows, scratch = np.empty((2, end - begin, 768), np.float32), new_scratch(v)
-    for r in range(first, min(linear.shape[0], bottom + 1)):
-        row, before = rows[r % 2], rows[1 - r % 2]
-        for k in range(begin, end):
-            for part in range(4):
-                more, sums = added[2 * r + part // 2, 2 * k + part % 2], row[k - begin, 192 * part : 192 * part + 192]
-                _part_sums(linear[r, k], means[r, k], more, part, sums)
-        lap_row(row, scratch)
-        if r > first:
-            lap_rows(before, row, scratch)
-            if r > top:
-                _paint_row(before, 16 * (r - 1 - top), left - begin, pixels, grey)
-    if bottom == linear.shape[0]:
-        _paint_row(rows[(bottom - 1) % 2], 16 * (bottom - 1 - top), left - begin, pixels, grey)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -225,15 +106,18 @@ def _value(symbols, mean, values):
                 values[r, k, c] = np.float32(symbols[c, r, k]) + mean[r, k, c]
 
 
-def _cells_of(images: list[Image.Image], window: Window, device) -> Tensor:
-    """float32 [B,h,w,768]: the pictures' pixels in the window's cells, as _spread orders them."""
+def _cells_of(images: list[Image.Image], window: Window, inference: Inference) -> Tensor:
+    """float32 [B,h,w,768]: the pictures' pixels in the window's cells, as Inference.analysis takes them."""
+    on_cpu, lap = inference.device.type == "cpu", inference.laps and inference.laps[0]
     left, top = window.left * 16, window.top * 16
     x = torch.empty(len(images), *window.shape, 768)
     for item, image in enumerate(images):
         inside = (left, top, min(window.right * 16, image.width), min(window.bottom * 16, image.height))
         pixels = np.asarray(image if inside == (0, 0, *image.size) else image.crop(inside))
-        _spread(pixels if pixels.ndim == 3 else pixels[:, :, None], x[item].numpy())
-    return x.to(device)
+        pixels = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
+        spread(pixels, inference.lap_weights[0] if on_cpu else UNFILTERED, x[item].numpy())
+    x = x.to(inference.device)
+    return x if on_cpu or lap is None else lap_cells(x, lap)
 
 
 def pieces_of(model: NightCodec, grid: Grid, band: int) -> list[Window]:
@@ -255,7 +139,7 @@ def analyse(model: NightCodec, images: list[Image.Image], grid: Grid) -> Bands:
 
     def one(window: Window) -> None:
         outer = window.grown(halo)
-        y.part_of(window)[:] = inference.analysis(_cells_of(images, outer, device), window.within(outer))
+        y.part_of(window)[:] = inference.analysis(_cells_of(images, outer, inference), window.within(outer))
 
     for band in range(grid.bands):
         shape = len(images), grid.rows[band + 1] - grid.rows[band], grid.width, model.config.latent
@@ -619,17 +503,18 @@ def _dequantised(
     inference: Inference, latents: Latents, window: Window, gain: Tensor
 ) -> tuple[Tensor, list[sparse.Listed] | None]:
     """Inference.synthesis's `y_hat` and `lists` of a window."""
-    if not inference.sparse or latents.states is None:
-        return latents.all_values(window) * gain, None
     values = latents.values.window(*window.box)
-    first = values.shape[-1]
+    first, latent = values.shape[-1], gain.shape[-1]
+    if values.is_cuda or latents.states is None or first == latent:
+        return latents.all_values(window) * gain, None
     y_hat = values * gain[..., :first]
     pictures = [latents.planes(window, item) for item in range(len(values))]
     gains = gain.flatten(1).numpy()
-    lists = [sparse.worth_listing(parts, first, of_item) for parts, of_item in zip(pictures, gains, strict=True)]
-    if all(cells is not None for cells in lists):
-        return y_hat, lists
-    rest = torch.empty(*values.shape[:3], len(gains[0]) - first)
+    if inference.sparse:
+        lists = [sparse.worth_listing(parts, first, of_item) for parts, of_item in zip(pictures, gains, strict=True)]
+        if all(cells is not None for cells in lists):
+            return y_hat, lists
+    rest = torch.empty(*values.shape[:3], latent - first)
     for parts, of_item, out in zip(pictures, gains, rest.numpy(), strict=True):
         sparse.dense(parts, first, of_item, out)
     return torch.cat((y_hat, rest), -1), None
@@ -637,29 +522,28 @@ def _dequantised(
 
 def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> None:
     """Synthesis of a band whose values and whose neighbours' are there. For each window, in any order and any thread,
-    calls show(window, paint), where paint(item, pixels, grey) fills uint8 [up to 16h, up to 16w,C] with the decoded
-    picture `item`."""
+    calls show(window, paint), where paint(item, pixels, grey) fills contiguous uint8 [up to 16h, up to 16w,C] with the
+    decoded picture `item`."""
     gain = factors(model.log_inverse_gain, latents.levels)
 
     def one(window: Window) -> None:
         outer, near = window.grown(model.synthesis_halo), window.grown(int(model.config.lapped))
-        y_hat, lists = _dequantised(inference_of(model), latents, outer, gain)
-        linear, means, added = inference_of(model).synthesis(y_hat, latents.levels, near.within(outer), lists)
-        if model.config.lapped and linear.is_cuda:
-            gather, parts = _gather_cells, [inference_of(model).unlapped(linear, means, added).numpy()]
+        inference = inference_of(model)
+        y_hat, lists = _dequantised(inference, latents, outer, gain)
+        linear, means, added = inference.synthesis(y_hat, latents.levels, near.within(outer), lists)
+        if inference.laps and linear.is_cuda:
+            show_cells, parts = gather_cells, [inference.unlapped(linear, means, added).numpy()]
         else:
             if means is None:
                 means = torch.zeros(*linear.shape[:3], 0)
             if linear.dtype != added.dtype:
                 linear, added = linear.float(), added.float()
-            parts = [as_numbers(part.cpu()) for part in (linear, means, added)]
-            gather = _gather
-            if model.config.lapped:
-                gather, parts = _gather_lapped, [*parts, [model.lap_synthesis.detach().numpy()] * len(linear)]
+            weights = [inference.lap_weights[1]] * len(linear)
+            show_cells, parts = gather, [*(as_numbers(part.cpu()) for part in (linear, means, added)), weights]
         place = window.top - near.top, window.left - near.left
 
         def paint(item: int, pixels: np.ndarray, grey: bool) -> None:
-            gather(*(part[item] for part in parts), *place, pixels, grey)
+            show_cells(*(part[item] for part in parts), *place, pixels, grey)
 
         show(window, paint)
 

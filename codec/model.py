@@ -113,7 +113,7 @@ class Config:
     hyper: int = 96
     encoder_blocks: int = 2
     decoder_blocks: int = 2
-    mean_channels: int = 64
+    mean_channels: int = 128
     index_channels: int = 64
     groups: tuple[int, ...] = (24, 72, 224)
     encoder_channels: int = 0
@@ -123,10 +123,10 @@ class Config:
     leak: float = 0.0
     lapped: bool = True
     last_means: bool = False
-    expanded: int = 32
+    expanded: int = 64
     index_seen: int = 32
     index_joined: int = 96
-    mean_joined: int = 96
+    mean_joined: int = 192
 
     def __post_init__(self):
         object.__setattr__(self, "groups", tuple(self.groups))

@@ -83,9 +83,7 @@ def _list(symbols, tables, first, rows, columns, counts, gain, at, places, value
 def worth_listing(parts: list[Planes], first: int, gain: np.ndarray, always: bool = False) -> Listed | None:
     """What is not zero from channel `first` on in planes that lie one over the other, each channel times its gain
     [C]; None where it is so much that multiplying all is faster, unless asked for `always`."""
-    counts = [
-        np.empty((part.rows[1] - part.rows[0], part.columns[1] - part.columns[0]), np.uint16) for part in parts
-    ]
+    counts = [np.empty((part.rows[1] - part.rows[0], part.columns[1] - part.columns[0]), np.uint16) for part in parts]
     for part, count in zip(parts, counts, strict=True):
         _count(part.symbols, first, part.rows, part.columns, count)
     cells, channels = sum(count.size for count in counts), len(gain) - first

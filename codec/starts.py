@@ -112,7 +112,7 @@ def slimmed(arrays: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarr
         read = np.zeros(units)
         for name, start in zip(names, starts, strict=True):
             one = np.square(arrays[name][:, start : start + units].astype(np.float64)).sum((0, 2, 3))
-            read += one / one.mean()
+            read += one / max(one.mean(), 1e-30)
         kept = np.sort(np.argsort(-given * read)[:count])
         rows = (kept[:, None] * spread + np.arange(spread)).ravel()
         arrays[weight], arrays[bias] = arrays[weight][rows], arrays[bias][rows]

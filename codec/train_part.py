@@ -106,9 +106,7 @@ def losses(model: NightCodec, part: str, x: Tensor, level: Tensor, latent: Tenso
     return difference.square().mean((1, 2, 3)) * lambda_of(level.float()).sqrt()
 
 
-def started(
-    arrays: dict[str, np.ndarray], old: Config, config: Config, part: str, samples: list[Sample]
-) -> NightCodec:
+def started(arrays: dict[str, np.ndarray], old: Config, config: Config, part: str, samples: list[Sample]) -> NightCodec:
     """The model with that part on the sizes of `config`."""
     thin = slimmed(thinned(arrays, config), config)
     name = f"{part}_channels"
@@ -140,14 +138,16 @@ def train(
     levels: int = 3,
     seed: int = 1,
     table_crops: int = 256,
+    steps: int | None = None,
     say=print,
 ) -> Path:
     """Trains one part of the model in `start` for `minutes` after the latents are there.
 
     part: one of PARTS. config: differs from the start's at most in that part's SIZES. size: of crops, a multiple of 16.
-    table_crops: samples on which the tables are counted where the entropy model changes. Writes out/`part`.safetensors
-    and returns its path; out/`part`.jsonl has a line every 50 steps. Raises FileNotFoundError where there are no
-    pictures, ValueError where `start` is no model or of other sizes.
+    table_crops: samples on which the tables are counted where the entropy model changes. steps: how many, instead of
+    `minutes`, so that it can be repeated. Writes out/`part`.safetensors and returns its path; out/`part`.jsonl has a
+    line every 50 steps. Raises FileNotFoundError where there are no pictures, ValueError where `start` is no model or
+    of other sizes.
     """
     out.mkdir(parents=True, exist_ok=True)
     arrays, metadata = networks.read_model_file(start)
@@ -174,7 +174,7 @@ def train(
 
     step, total, begun = 0, 0.0, time.monotonic()
     with (out / f"{part}.jsonl").open("a") as log:
-        while (progress := (time.monotonic() - begun) / (60 * minutes)) < 1:
+        while (progress := step / steps if steps else (time.monotonic() - begun) / (60 * minutes)) < 1:
             falling = 0.5 * (1 + math.cos(math.pi * max(0.0, (progress - 0.3) / 0.7)))
             optimiser.set_rate(rate * falling * min(1.0, (step + 1) / 100))
             loss = losses(model, part, *batch(samples, batch_size, size // 16, rng)).mean()
@@ -221,6 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, required=True, help="model file of which all else stays")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--steps", type=int, help="how many, instead of --minutes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=256, help="side of a crop in pixels, a multiple of 16")
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -235,7 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
     old = Config.of_json(networks.read_model_file(a.start)[1]["config"])
     given = {name: getattr(a, name) for names in SIZES.values() for name in names}
     config = dataclasses.replace(old, **{name: value for name, value in given.items() if value is not None})
-    train(a.part, a.data, a.start, a.out, a.minutes, config, a.batch, a.size, a.rate, a.levels, a.seed)
+    train(a.part, a.data, a.start, a.out, a.minutes, config, a.batch, a.size, a.rate, a.levels, a.seed,
+          steps=a.steps)  # fmt: skip
 
 
 if __name__ == "__main__":

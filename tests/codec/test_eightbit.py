@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from codec import eightbit
+from codec.cells import order
 from codec.coder import decode, prepare
 from codec.inference import Inference
 from codec.model import Bottleneck, native_int8
@@ -125,7 +126,7 @@ def test_files_of_either_precision_are_read_with_the_other(eight):
 @needs_int8
 def test_networks_in_use_take_the_integers(eight):
     x = torch.rand(1, 3, 64, 80)
-    cells = (x * 255 - 127.5).view(1, 3, 4, 2, 8, 5, 2, 8).permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(1, 4, 5, 768)
+    cells = (x * 255 - 127.5).view(1, 3, 4, 16, 5, 16).permute(0, 2, 4, 1, 3, 5).reshape(1, 4, 5, 768)[..., order()]
     try:
         eight.set_precision("float32").round_blocks(True)
         with torch.inference_mode():

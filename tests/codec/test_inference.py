@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from codec import cells, loops
 from codec import indices as exact_indices
 from codec import inference as inference_module
-from codec import loops
 from codec.indices import FloatIndices, IntegerIndices, indices_of
 from codec.inference import Inference, _fusing, _Layer, inference_of
 from codec.packed import EVEN, ODD, around, around_on_device, pack, taps_of, unpack
@@ -42,20 +42,21 @@ def last(t: torch.Tensor) -> torch.Tensor:
 def cells_of(x: torch.Tensor) -> torch.Tensor:
     """Pixels [B,3,H,W] -> what Inference.analysis takes."""
     batch, _, height, width = x.shape
-    t = (x * 255 - 127.5).view(batch, 3, height // 16, 2, 8, width // 16, 2, 8)
-    return t.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, height // 16, width // 16, 768)
+    t = (x * 255 - 127.5).view(batch, 3, height // 16, 16, width // 16, 16).permute(0, 2, 4, 1, 3, 5)
+    return t.reshape(batch, height // 16, width // 16, 768)[..., cells.order()]
 
 
 def pixels_of(linear: torch.Tensor, means: torch.Tensor | None, added: torch.Tensor) -> torch.Tensor:
     """What Inference.synthesis gives -> [B,3,H,W] in 0..1."""
     linear, added = linear.float(), added.float()
-    if means is not None:
-        linear = linear + means.repeat_interleave(64, -1)
     batch, height, width, _ = linear.shape
-    t = linear.view(batch, height, width, 2, 2, 3, 8, 8).permute(0, 5, 1, 3, 6, 2, 4, 7)
-    t = t.reshape(batch, 3, 16 * height, 16 * width)
-    blocks = added.view(batch, 2 * height, 2 * width, 3, 8, 8).permute(0, 3, 1, 4, 2, 5)
-    return (t + blocks.reshape(t.shape)) / 255 + 0.5
+    if means is not None:
+        linear = linear + means.view(batch, height, width, 4, 1, 3, 1).expand(-1, -1, -1, 4, 8, 3, 8).flatten(3)
+    of_cells = torch.empty_like(linear)
+    parts = added.view(batch, height, 2, width, 2, 192).transpose(2, 3).reshape(linear.shape)
+    of_cells[..., cells.order()] = linear + parts
+    t = of_cells.view(batch, height, width, 3, 16, 16).permute(0, 3, 1, 4, 2, 5)
+    return t.reshape(batch, 3, 16 * height, 16 * width) / 255 + 0.5
 
 
 def test_loops_are_torchs_functions():

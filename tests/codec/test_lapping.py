@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from codec import lapped_cells, lapping, trellis
+from codec import cells, lapping, trellis
 from codec.coder import decode, encode
-from codec.latents import _gather_cells, _gather_lapped, _spread
 from codec.model import Config as CodecConfig
 from codec.model import NightCodec, float_tensors, load_model, read_model_file, save_model
 
@@ -53,34 +52,48 @@ def test_one_filter_undoes_the_other_and_edges_stay():
 
 
 def in_cells(x: torch.Tensor) -> torch.Tensor:
+    """Pixels [B,3,H,W] -> turned cells, by the definition of the order."""
     batch, _, height, width = x.shape
-    t = x.view(batch, 3, height // 16, 2, 8, width // 16, 2, 8).permute(0, 2, 5, 3, 6, 1, 4, 7)
-    return t.reshape(batch, height // 16, width // 16, 768)
+    t = x.view(batch, 3, height // 16, 16, width // 16, 16).permute(0, 2, 4, 1, 3, 5)
+    return t.reshape(batch, height // 16, width // 16, 768)[..., cells.order()]
+
+
+def test_the_parts_of_cells_are_in_their_order():
+    of_pixels = torch.arange(768).view(3, 16, 16)
+    for part, place in enumerate(cells.order().view(4, 192)):
+        block = of_pixels[:, 8 * (part // 2) :, 8 * (part % 2) :][:, :8, :8].flatten()
+        assert torch.equal(place, block[cells.block_order()])
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 48), (64, 16), (48, 80)])
 def test_cells_are_filtered_as_pixels_are(shape):
-    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(1))
-    v = lapping.initial()[0] + 0.1 * torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
-    expected = in_cells(lapping.lapped(x, v))
-    assert torch.allclose(lapped_cells.lap_cells(in_cells(x), v), expected, atol=1e-5)
-    assert torch.allclose(lapped_cells._on_device(in_cells(x), lapping.filter_of(v)), expected, atol=1e-5)
-
-
-def test_cells_here_are_the_encoders():
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
-    cells = torch.empty(2, 3, 768)
-    _spread(pixels, cells.numpy())
+    pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - 127.5
-    assert torch.equal(cells[None], in_cells(x))
+    v = lapping.initial()[0] + 0.1 * torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
+    expected, found = in_cells(lapping.lapped(x, v)), torch.empty(1, shape[0] // 16, shape[1] // 16, 768)
+    assert torch.allclose(cells.lap_cells(in_cells(x), v), expected, atol=1e-3)
+    cells.spread(pixels, cells.weights_of(v), found[0].numpy())
+    assert torch.allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(32, 48), (17, 33), (30, 5), (1, 1)])
+def test_cells_repeat_the_edge(shape, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, channels)).astype(np.uint8)
+    found = torch.empty(-(-shape[0] // 16), -(-shape[1] // 16), 768)
+    cells.spread(pixels, cells.UNFILTERED, found.numpy())
+    colours = pixels[:, :, :3] if channels >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
+    padded = np.pad(colours, ((0, -shape[0] % 16), (0, -shape[1] % 16), (0, 0)), mode="edge")
+    assert torch.equal(found[None], in_cells(torch.from_numpy(padded).permute(2, 0, 1)[None].float() - 127.5))
+
+
+@pytest.mark.parametrize("lap", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     ("top", "left", "shape"),
     [(0, 0, (96, 112)), (2, 3, (32, 24)), (1, 0, (48, 64)), (3, 4, (48, 48)), (4, 5, (30, 21))],
 )
-def test_rows_in_the_cache_are_the_whole(top, left, shape, dtype):
+def test_rows_in_the_cache_are_the_whole(top, left, shape, dtype, lap):
     """Windows of 6x7 cells, at its edges and inside, painted row by row as from all cells filtered at once."""
     generator = torch.Generator().manual_seed(4)
     linear, added = (40 * torch.randn(*size, generator=generator) for size in ((6, 7, 768), (12, 14, 192)))
@@ -90,15 +103,25 @@ def test_rows_in_the_cache_are_the_whole(top, left, shape, dtype):
     v = lapping.initial()[1].contiguous()
     sums = linear.float().clone()
     if halves:
-        sums += means.repeat_interleave(64, -1)
+        sums += means.view(6, 7, 4, 1, 3, 1).expand(6, 7, 4, 8, 3, 8).reshape(6, 7, 768)
     sums += added.float().view(6, 2, 7, 2, 192).transpose(1, 2).reshape(6, 7, 768)
-    lapped_cells.lap_cells(sums[None], v)
-    painted = [np.zeros((*shape, 3), np.uint8) for _ in range(2)]
-    _gather_cells(sums.numpy(), top, left, painted[0], False)
+    if lap:
+        cells.lap_cells(sums[None], v)
     parts = [part.view(torch.int16).numpy().view(np.uint16) if halves else part.numpy() for part in (linear, added)]
-    _gather_lapped(parts[0], means.numpy(), parts[1], v.numpy(), top, left, painted[1], False)
-    assert painted[0].std() > 20
-    assert np.abs(painted[0].astype(int) - painted[1]).max() <= 1
+    weights = cells.weights_of(v) if lap else cells.UNFILTERED
+    lines = torch.empty_like(sums)
+    lines[..., cells.order()] = sums
+    picture = lines.view(6, 7, 3, 16, 16).permute(0, 3, 1, 4, 2).reshape(96, 112, 3) + 127.5
+    expected = picture[16 * top : 16 * top + shape[0], 16 * left : 16 * left + shape[1]].numpy()
+    for channels, grey in ((3, False), (4, False), (3, True), (1, True), (2, True)):
+        wanted = np.repeat(expected.mean(2, keepdims=True), 3, 2) if grey else expected
+        painted = [np.zeros((*shape, channels), np.uint8) for _ in range(2)]
+        cells.gather_cells(sums.numpy(), top, left, painted[0], grey)
+        cells.gather(parts[0], means.numpy(), parts[1], weights, top, left, painted[1], grey)
+        colours = 3 if channels >= 3 else 1
+        for one in painted:
+            assert one[..., :colours].std() > 20 and not one[..., colours:].any()
+            assert np.abs(one[..., :colours] - wanted[..., :colours].clip(0, 255)).max() <= 0.51
 
 
 @pytest.fixture(scope="module")

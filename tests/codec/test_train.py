@@ -15,7 +15,7 @@ from codec import train_part
 from codec.crops import DeviceCrops
 from codec.model import Config, NightCodec, float_tensors, lambda_of, load_model, read_model_file, save_model
 from codec.splits import held_out, picture_files
-from codec.starts import grown, narrowed_decoder, narrowed_encoder, regrouped, revive, thinned
+from codec.starts import grown, narrowed_decoder, narrowed_encoder, regrouped, revive, slimmed, thinned
 from codec.train import batch, crop, load_pictures, main, measure_steps, rendered_page, train
 
 SMALL = Config(
@@ -171,33 +171,72 @@ def test_narrower_transforms_keep_what_matters(folder, tmp_path):
     assert fewer["synthesis_network.leave.weight"].shape == (192, 9, 1, 1)
 
 
-@pytest.mark.parametrize("transform", ["encoder", "decoder"])
-def test_one_transform_learns_alone(folder, tmp_path, transform):
+SMALLER = {
+    "encoder": {"encoder_channels": 12, "encoder_inner": 4},
+    "decoder": {"decoder_channels": 12, "decoder_inner": 4},
+    "entropy": {
+        "mean_channels": 12, "mean_joined": 20, "index_channels": 12, "index_seen": 8, "index_joined": 24,
+        "expanded": 16,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", train_part.PARTS)
+def test_one_part_learns_alone(folder, tmp_path, part):
     start = tmp_path / "start.safetensors"
     moved(SMALL, start)
-    config = dataclasses.replace(SMALL, **{f"{transform}_channels": 12, f"{transform}_inner": 4})
+    config = dataclasses.replace(SMALL, **SMALLER[part])
     lines = []
-    given = dict(batch_size=2, size=64, levels=1, say=lines.append)
-    path = train_part.train(transform, [folder], start, tmp_path, 0.05, config, **given)
+    given = dict(batch_size=2, size=64, levels=1, table_crops=8, steps=60, say=lines.append)
+    path = train_part.train(part, [folder], start, tmp_path, 1, config, **given)
     new, old = load_model(path), load_model(start)
-    network = {"encoder": new.analysis_network, "decoder": new.synthesis_network}[transform]
-    assert new.config == config and all(block.measured for block in network.blocks)
-    others = [name for name in old.state_dict() if not name.startswith(train_part.TENSORS[transform])]
-    assert all(torch.equal(new.state_dict()[name], old.state_dict()[name]) for name in others)
+    networks = {"encoder": new.analysis_network, "decoder": new.synthesis_network}
+    assert new.config == config and (part not in networks or all(block.measured for block in networks[part].blocks))
+    others = [name for name in old.state_dict() if not name.startswith(train_part.TENSORS[part])]
+    assert all(torch.equal(new.state_dict()[name], old.state_dict()[name]) for name in others if "step_" not in name)
     assert lines[0].startswith("4 latents in") and path.name in lines[-1]
     pictures = load_pictures([folder], 64)
-    samples = train_part.samples_of(old, transform, pictures, 64, 1, 5)
+    samples = train_part.samples_of(old, part, pictures, 64, 1, 5)
     arrays = read_model_file(start)[0]
-    x, level, latent = train_part.batch(samples, 8, 4, random.Random(1))
-    begun = train_part.started(arrays, SMALL, config, transform, samples)
-    with torch.no_grad():
-        before, after = (
-            float((train_part.errors(one, transform, x, level, latent) * lambda_of(level).sqrt()).mean())
-            for one in (begun, new)
-        )
-    assert after < before
+    given = train_part.batch(samples, 8, 4, random.Random(1))
+    begun = train_part.started(arrays, SMALL, config, part, samples)
+    found = []
+    for one in (begun, new):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            found.append(float(train_part.losses(one, part, *given).mean()))
+    assert found[1] < found[0]
     with pytest.raises(ValueError, match="has other sizes than those wanted"):
-        train_part.train(transform, [folder], start, tmp_path, 0.01, dataclasses.replace(config, hyper=9))
+        train_part.train(part, [folder], start, tmp_path, 0.01, dataclasses.replace(config, hyper=9))
+
+
+def test_a_smaller_entropy_model_keeps_what_weighs_most():
+    """Units that nothing reads are those that go: then nothing changes."""
+    torch.manual_seed(4)
+    model = NightCodec(SMALL).requires_grad_(False)
+    config = dataclasses.replace(SMALL, **SMALLER["entropy"])
+    readers = {
+        "means.features": 16, "means.first": 12, "indices.features": 16, "indices.first": 12, "indices.neighbours": 8,
+        "indices.second": 24, "means.second": 20, "indices.groups.0.last": 24, "indices.groups.1.last": 24,
+    }  # fmt: skip
+    state = model.state_dict()
+    for name, kept in readers.items():
+        state[f"{name}.weight"][:, kept:] = 0
+    for network, kept in (("means", config.mean_channels), ("indices", config.index_channels)):
+        for name in ("join", *(f"groups.{i}.join" for i in range(2) if f"{network}.groups.{i}.join.weight" in state)):
+            weight = state[f"{network}.{name}.weight"]
+            for half in weight.chunk(2, 1):
+                half[:, kept:] = 0
+    model.load_state_dict(state)
+    small = NightCodec(config).requires_grad_(False)
+    arrays = slimmed({name: part.numpy() for name, part in state.items()}, config)
+    small.load_state_dict({name: torch.from_numpy(part) for name, part in arrays.items()})
+    z = torch.randint(-3, 4, (1, 8, 2, 2)).float()
+    symbols = torch.randint(-3, 4, (1, 40, 8, 8))
+    assert torch.equal(small.bins_of(z, 400, symbols), model.bins_of(z, 400, symbols))
+    assert torch.allclose(
+        small.reconstruct_latent(z, symbols, 400), model.reconstruct_latent(z, symbols, 400), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.1])
