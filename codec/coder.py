@@ -33,6 +33,7 @@ from codec.latents import (
     add_group_mean,
     add_mean,
     analyse,
+    begin_rendering,
     factors,
     fill,
     index_features,
@@ -52,7 +53,7 @@ from codec.latents import (
 from codec.model import LEVELS, Z_GROUPS, Z_MAX, NightCodec, load_model, model_id
 from codec.packed import EVEN, ODD, pack
 from codec.pixels import Picture, open_picture, picture_from_image
-from codec.threads import each, team
+from codec.threads import each, team, team_size
 from codec.windows import Bands, Grid, Window
 
 MAX_EFFORT = 9  # times that a latent may be refined; without a post-filter more than 3 gain little
@@ -611,8 +612,15 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
         index = later_index(inference, latents, window, number, of_index[window])
         fill(latents.index, window, later[number - 1], index)
 
+    idle = (
+        grid.bands == 1 and len(grid.windows(0)) * len(streams) < team_size()
+    )  # threads, while the last group is read
+
     def later_means(number: int, window: Window) -> None:
-        means[window] = later_mean(inference, latents, window, number, of_mean[window])
+        if later[number - 1].stop <= model.config.valued:
+            means[window] = later_mean(inference, latents, window, number, of_mean[window])
+        elif idle and inference.sparse:
+            begin_rendering(model, latents, window)
 
     def show(window: Window, paint: Callable) -> None:
         for item, canvas in enumerate(canvases):
@@ -640,7 +648,6 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
                 over(model, lambda window: add_group_mean(latents, window, later[-1], means.pop(window)), pieces)
             for window in pieces:
                 del of_index[window], of_mean[window]
-                means.pop(window, None)
             if latents.states is None:
                 latents.index.parts[band] = None
         band = step - 2

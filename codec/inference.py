@@ -286,13 +286,14 @@ class Inference:
         levels: Tensor,
         inner: tuple[slice, slice] = (slice(None), slice(None)),
         lists: list[sparse.Listed] | None = None,
+        heads: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """y_hat float32 [B,h,w,latent], or where there is `sparse` its first channels with the others as `lists`, one
-        of each picture -> of the rows and columns `inner` of its cells, h' x w' of them: the linear
-        picture less 127.5 [B,h',w',768] in turned cells (cells.py); what to add to each colour of their parts, float32
-        [B,h',w',12] or None; and what to add per part (column, colour, row), [B,2h',2w',192]. The last
-        is in the model's precision, and the first where the latent has groups; else it is float32. Of a lapped model
-        it is `unlapped` that gives the pixels."""
+        of each picture, and perhaps what `heads` gave for the former -> of the rows and columns `inner` of its cells,
+        h' x w' of them: the linear picture less 127.5 [B,h',w',768] in turned cells (cells.py); what to add to each
+        colour of their parts, float32 [B,h',w',12] or None; and what to add per part (column, colour, row),
+        [B,2h',2w',192]. The last is in the model's precision, and the first where the latent has groups; else it is
+        float32. Of a lapped model it is `unlapped` that gives the pixels."""
         coarse = y_hat.to(self.dtype)
         network = self.model.synthesis_network
         enter, middle = (
@@ -301,15 +302,20 @@ class Inference:
         )
         if lists is not None:
             linear, again = self.sparse
-            t = _to_halves(again(y_hat, lists), enter)
+            t = _to_halves(again(y_hat, lists, head=heads and heads[1]), enter)
         else:
             t = _to_halves(self.again(coarse), enter)
         t = self.decoder[1](self.decoder[0](t).mul_(middle))
         rows, columns = inner[0].indices(y_hat.shape[1]), inner[1].indices(y_hat.shape[2])
         t = t[:, 2 * rows[0] : 2 * rows[1], 2 * columns[0] : 2 * columns[1]]
         if lists is not None:
-            return linear(y_hat, lists, inner), None, self.back(t)
+            return linear(y_hat, lists, inner, heads and heads[0]), None, self.back(t)
         return *self.linear_synthesis(y_hat[:, *inner], coarse[:, *inner]), self.back(t)
+
+    def heads(self, y_hat: Tensor, inner: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+        """Where there is `sparse`: the part of `synthesis` that takes the first channels of y_hat alone."""
+        linear, again = self.sparse
+        return linear.head(y_hat, inner), again.head(y_hat)
 
     def unlapped(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:
         """Of a lapped model: the sum of what `synthesis` gives, filtered across the borders of cells, float32

@@ -186,6 +186,7 @@ class Latents:
     values: Bands  # float32, on the model's device: what symbols stand for + means, in the level's quantisation steps,
     # of the channels that have means; the others', see `all_values`
     states: Bands | None  # uint8 [B,h,w,1] on the CPU: of a trellis, where the cells have arrived
+    heads: dict[Window, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)  # see begin_rendering
 
     @classmethod
     def empty(cls, grid: Grid, levels: Tensor, z: Tensor, with_trellis: bool = False) -> "Latents":
@@ -520,6 +521,20 @@ def _dequantised(
     return torch.cat((y_hat, rest), -1), None
 
 
+def begin_rendering(model: NightCodec, latents: Latents, window: Window) -> None:
+    """The part of `render` that needs the values of channels with means alone, for one of a band's pieces, where its
+    thread has nothing else to do; Inference.heads."""
+    inference, gain = inference_of(model), factors(model.log_inverse_gain, latents.levels)
+    outer, near = _seen_by(model, window)
+    y_hat = latents.values.window(*outer.box) * gain[..., : model.config.valued]
+    latents.heads[window] = inference.heads(y_hat, near.within(outer))
+
+
+def _seen_by(model: NightCodec, window: Window) -> tuple[Window, Window]:
+    """The cells that a window's pixels need, and those whose pixels are shown or filtered together with them."""
+    return window.grown(model.synthesis_halo), window.grown(int(model.config.lapped))
+
+
 def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> None:
     """Synthesis of a band whose values and whose neighbours' are there. For each window, in any order and any thread,
     calls show(window, paint), where paint(item, pixels, grey) fills contiguous uint8 [up to 16h, up to 16w,C] with the
@@ -527,10 +542,10 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
     gain = factors(model.log_inverse_gain, latents.levels)
 
     def one(window: Window) -> None:
-        outer, near = window.grown(model.synthesis_halo), window.grown(int(model.config.lapped))
-        inference = inference_of(model)
+        (outer, near), inference = _seen_by(model, window), inference_of(model)
         y_hat, lists = _dequantised(inference, latents, outer, gain)
-        linear, means, added = inference.synthesis(y_hat, latents.levels, near.within(outer), lists)
+        given = near.within(outer), lists, latents.heads.pop(window, None)
+        linear, means, added = inference.synthesis(y_hat, latents.levels, *given)
         if inference.laps and linear.is_cuda:
             show_cells, parts = gather_cells, [inference.unlapped(linear, means, added).numpy()]
         else:

@@ -148,10 +148,16 @@ class Product:
         self.rows = weight[:, first:].t().contiguous().numpy()
         self.dense = layer(weight[:, :first].contiguous(), bias)
 
-    def __call__(self, y: Tensor, lists: list[Listed], inner: tuple[slice, slice] = EVERYTHING) -> Tensor:
+    def head(self, y: Tensor, inner: tuple[slice, slice] = EVERYTHING) -> Tensor:
+        """y [B,h,w,first] -> [B,h',w',N] of its rows and columns `inner`, without what is listed."""
+        return self.dense(y[:, *inner]).contiguous()
+
+    def __call__(
+        self, y: Tensor, lists: list[Listed], inner: tuple[slice, slice] = EVERYTHING, head: Tensor | None = None
+    ) -> Tensor:
         """y [B,h,w,first], of each picture the other channels of its cells -> [B,h',w',N] of their rows and columns
-        `inner`."""
-        out = self.dense(y[:, *inner]).contiguous()
+        `inner`; head: what `head` gave for it already, which is written to."""
+        out = self.head(y, inner) if head is None else head
         top, left = (part.indices(size)[0] for part, size in zip(inner, y.shape[1:3], strict=True))
         for item, cells in zip(out, lists, strict=True):
             _add(*cells, left, top, self.rows, item.numpy())

@@ -1,7 +1,11 @@
 """Work by a team of threads: all of it, once, each piece with one of torch's threads, and the same pictures."""
 
 import contextlib
+import ctypes
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -11,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codec.coder import decode, encode, encode_batch
+from codec.coder import decode, default_model, encode, encode_batch
 from codec.latents import analyse, quantise, refined
 from codec.threads import each, team, team_size
 from codec.windows import Grid
@@ -178,3 +182,31 @@ def test_batches_of_several_shapes_by_a_team(either, three):
     for image, file in zip(images, files, strict=True):
         assert decode(file, model=either).size == image.size
     assert torch.get_num_threads() == 3 and team_size() == 1
+
+
+PAGES = """
+import resource, sys
+import numpy as np
+from PIL import Image
+from codec.coder import decode, encode
+image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 768, 3)).astype(np.uint8))
+data, taken = encode(image, 40, model=sys.argv[1]), []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    decode(data, models=[sys.argv[2]])
+    taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(taken))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+def test_freed_memory_is_kept_for_the_next_picture(tmp_path):
+    """New pages that a decode takes, under what Dask sets for its workers."""
+    model = str(default_model())
+    taken = {}
+    for allocator in ("", "system"):
+        given = {"MALLOC_TRIM_THRESHOLD_": "65536", "NIGHTPRESS_ALLOCATOR": allocator}
+        command = [sys.executable, "-c", PAGES, model, str(tmp_path)]
+        run = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, check=True, timeout=300)
+        taken[allocator] = int(run.stdout)
+    assert taken[""] < 2000 < 5000 < taken["system"]
