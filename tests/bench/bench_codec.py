@@ -104,7 +104,7 @@ def stopwatches(model, spent: dict):
     """Adds up the time inside the networks' and the entropy coder's functions while it is open."""
     import torch
 
-    from codec import entropy, latents, trellis_search
+    from codec import entropy, latents, sparse, trellis_search
     from codec.inference import Inference, inference_of
 
     indices = type(inference_of(model).indices)
@@ -121,6 +121,8 @@ def stopwatches(model, spent: dict):
         (Inference, "mean_first"): "means",
         (Inference, "mean_second"): "means",
         (Inference, "mean_group"): "means",
+        (Inference, "heads"): "synthesis",
+        (sparse, "worth_listing"): "synthesis",
         (Inference, "synthesis"): "synthesis",
         (latents, "_cells_of"): "pixels",
         (latents, "gather"): "pixels",
