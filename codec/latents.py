@@ -212,17 +212,15 @@ class Latents:
 
     def coded(self, window: Window, channels: slice, device) -> tuple[Tensor, Tensor | None]:
         """A window's symbols, and of a trellis their tables too, [B,h,w,..]."""
-        symbols = self.symbols.window(*window.box)[..., channels].to(device)
-        tables = None if self.states is None else self.index.window(*window.box)[..., channels].to(device)
+        symbols = self.symbols.window(*window.box, channels).to(device)
+        tables = None if self.states is None else self.index.window(*window.box, channels).to(device)
         return symbols, tables
 
     def all_values(self, window: Window) -> Tensor:
         """A window's values [B,h,w,latent]."""
         values = self.values.window(*window.box)
-        rest = slice(values.shape[-1], None)
-        if rest.start == self.symbols.window(*window.box).shape[-1]:
-            return values
-        return torch.cat((values, meant(*self.coded(window, rest, values.device)).to(values.dtype)), -1)
+        rest = meant(*self.coded(window, slice(values.shape[-1], None), values.device))
+        return torch.cat((values, rest.to(values.dtype)), -1) if rest.shape[-1] else values
 
     def planes(self, window: Window, item: int) -> list[sparse.Planes]:
         """A window's symbols and tables in one picture."""
@@ -368,7 +366,7 @@ def second_index(inference: Inference, latents: Latents, window: Window, of_inde
 def second_mean(inference: Inference, latents: Latents, window: Window, of_mean: Tensor) -> Tensor:
     """The means there, packed."""
     outer, first = window.grown(2), inference.model.config.slices[0]
-    values = pack(latents.values.window(*outer.box)[..., first], EVEN)
+    values = pack(latents.values.window(*outer.box, first), EVEN)
     return inference.mean_second(pack(of_mean, ODD), values, window.packed_within(outer))
 
 

@@ -20,9 +20,9 @@ class Bands:
         self.rows = rows
         self.parts: list[Tensor | None] = [None] * (len(rows) - 1)
 
-    def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+    def window(self, top: int, bottom: int, left: int, right: int, channels: slice = slice(None)) -> Tensor:
         pieces = [
-            part[:, max(top - begin, 0) : bottom - begin, left:right]
+            part[:, max(top - begin, 0) : bottom - begin, left:right, channels]
             for part, begin, end in zip(self.parts, self.rows, self.rows[1:], strict=False)
             if begin < bottom and end > top
         ]
