@@ -23,9 +23,10 @@ TOP = 1000  # highest level, as model.LEVELS; here so that a plan can be made wi
 EXCESS = 0.1  # dB by which a target may be exceeded
 SHORT = 0.02  # part of a byte target that may stay unused
 SMALL_PICTURE_PSNR = 40.0  # what a picture too small for MS-SSIM takes instead
-MARGIN = 0.004  # dB kept above a target, since decoders may differ by a grey step here and there
+MARGIN = 0.004  # dB kept above a target, and below its excess, since decoders may differ by a grey step here and there
 NOISY = 12  # levels within which quality moves up and down by as much as it grows
 BESIDE = 3  # levels next to one that misses which are tried last
+PATIENCE = 3  # from this pass on none is kept above the window, where a step less matters less than a pass more
 LAST_PASS = 8  # pictures whose curve jumps get as many
 SAMPLE_LEVELS = (0, 160, 360, 580, 800, 1000)  # where a curve is worth sampling for `allocate`
 
@@ -153,7 +154,7 @@ def target_level(prepared, metric: str, value: float) -> Reached:
     else:
         family, start = MS_SSIM, (0, 0.33, 0.34, 0.33, 0)
     window = low + MARGIN, low + EXCESS - MARGIN, low + EXCESS / 2
-    found = _search(quality, family, start, *window, -1)
+    found = _search(quality, family, start, *window, -1, MARGIN)
     bitstream = prepared.code(found.level)
     got = found.value if metric == "psnr" else 1 - 10 ** (-found.value / 10)
     if not found.met:
@@ -182,8 +183,11 @@ def _mix(at: Sequence[float], value: float) -> np.ndarray:
     return weights
 
 
-def _search(measure: Callable[[int], float], family, start, low: float, high: float, aim: float, side: int) -> _Found:
-    """A level whose value, which grows with the level, lies in [low, high]; else the nearest on the right side.
+def _search(
+    measure: Callable[[int], float], family, start, low: float, high: float, aim: float, side: int, spare: float = 0.0
+) -> _Found:
+    """A level whose value, which grows with the level, lies in [low, high], or from pass PATIENCE on in [low, high +
+    spare]; else the nearest on the right side.
 
     `family`: typical curves at levels 0, 100, ..., 1000; `start`: their weights in the first guess. side -1: at least
     `low` counts (smallest such value), +1: at most `high` counts (largest such).
@@ -222,7 +226,7 @@ def _search(measure: Callable[[int], float], family, start, low: float, high: fl
         by_halves = len(known) >= LAST_PASS - 2  # a curve that no guess fits
         level = int(inside[len(inside) // 2 if by_halves else np.argmin(np.abs(guess[inside] - aim))])
         known[level] = measure(level)
-        if low <= known[level] <= high:
+        if low <= known[level] <= high + (spare if len(known) >= PATIENCE else 0):
             return _Found(level, known[level], True, len(known))
         if len(known) >= LAST_PASS:
             return _nearest(known, low, high, side)
