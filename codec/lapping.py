@@ -9,7 +9,7 @@ one with overlapping basis functions of it at next to no cost (Tran, Liang and T
 first along rows, then along columns. For pictures' usual correlation of 0.95 the 16-point DCT gains 9.46 dB over single
 samples, with V of `initial` 9.93; both filters are trained from there. Borders of the picture itself stay unfiltered.
 
-This is the definition, on pixels, that trains; needs torch alone. lapped_cells.py does the same in use.
+This is the definition, on pixels, that trains; needs torch alone. cells.py does the same in use.
 """
 
 import math
