@@ -612,9 +612,8 @@ def _decode_group(model: NightCodec, streams: list[Bitstream]) -> list[Image.Ima
         index = later_index(inference, latents, window, number, of_index[window])
         fill(latents.index, window, later[number - 1], index)
 
-    idle = (
-        grid.bands == 1 and len(grid.windows(0)) * len(streams) < team_size()
-    )  # threads, while the last group is read
+    # While the last group of a picture of few segments is read, some threads have nothing to do.
+    idle = grid.bands == 1 and len(grid.windows(0)) * len(streams) < team_size()
 
     def later_means(number: int, window: Window) -> None:
         if later[number - 1].stop <= model.config.valued:

@@ -844,8 +844,7 @@ class NightCodec(nn.Module):
         else:
             values, mean, index = self.passes(z_hat, level, height, width, settle)
         sigma = scale_of(index)
-        noisy = scaled - mean + torch.empty_like(scaled).uniform_(-0.5, 0.5)
-        noisy_bits = -torch.log2(gaussian_mass(noisy, sigma.detach() if real else sigma)).sum((1, 2, 3))
+        noisy_bits = _noisy_bits(scaled - mean, sigma.detach() if real else sigma)
         y_bits = y_bits + noisy_bits - noisy_bits.detach() if real else noisy_bits
         return self.synthesis(self.unscale(values + mean, level), level), y_bits, z_bits
 
@@ -856,8 +855,7 @@ class NightCodec(nn.Module):
             scaled = self.scale(y, level)
             z = torch.round(self.hyper_analysis(scaled, level)).clamp(-Z_MAX, Z_MAX)
         _, mean, index, y_bits = self._coded(scaled, z, level)
-        noisy = scaled - mean + torch.empty_like(scaled).uniform_(-0.5, 0.5)
-        noisy_bits = -torch.log2(gaussian_mass(noisy, scale_of(index).detach())).sum((1, 2, 3))
+        noisy_bits = _noisy_bits(scaled - mean, scale_of(index).detach())
         return y_bits + noisy_bits - noisy_bits.detach()
 
     def _coded(self, scaled: Tensor, z: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -924,6 +922,12 @@ def gaussian_mass(x: Tensor, sigma: Tensor) -> Tensor:
     upper = torch.erfc((x - 0.5) / (sigma * math.sqrt(2)))
     lower = torch.erfc((x + 0.5) / (sigma * math.sqrt(2)))
     return (0.5 * (upper - lower)).clamp_min(1e-7)
+
+
+def _noisy_bits(residual: Tensor, sigma: Tensor) -> Tensor:
+    """Bits [B] that residuals [B,..] would cost with uniform noise in rounding's place."""
+    noisy = residual + torch.empty_like(residual).uniform_(-0.5, 0.5)
+    return -torch.log2(gaussian_mass(noisy, sigma)).sum((1, 2, 3))
 
 
 # -- entropy tables
