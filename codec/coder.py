@@ -51,6 +51,7 @@ from codec.latents import (
     second_mean,
 )  # fmt: skip
 from codec.model import LEVELS, Z_GROUPS, Z_MAX, NightCodec, load_model, model_id
+from codec.modelfiles import WEIGHTS, default_file
 from codec.packed import EVEN, ODD, pack
 from codec.pixels import Picture, open_picture, picture_from_image
 from codec.threads import each, team, team_size
@@ -59,7 +60,6 @@ from codec.windows import Bands, Grid, Window
 MAX_EFFORT = 9  # times that a latent may be refined; without a post-filter more than 3 gain little
 SEGMENT = 64  # latent cells along a segment's side
 DEFAULT_QUALITY = 75.0
-WEIGHTS = Path(__file__).parent / "weights"
 MODEL_FOLDERS_VARIABLE = "NIGHTPRESS_MODELS"  # more folders to search for models, separated as in PATH
 
 
@@ -117,14 +117,14 @@ def _model_files(folders) -> Iterator[Path]:
 
 
 def default_model() -> Path:
-    """The model that encodes when none is named: the package's weights/codec*.safetensors, last by name.
+    """The model that encodes when none is named: modelfiles.default_file of the package's weights.
 
     Raises UnknownModel when the package holds none.
     """
-    found = sorted(WEIGHTS.glob("codec*.safetensors")) or sorted(WEIGHTS.glob("*.safetensors"))
-    if not found:
+    found = default_file(WEIGHTS)
+    if found is None:
         raise UnknownModel(f"no trained model in {WEIGHTS}; train one with `nightpress train codec` or pass model=FILE")
-    return found[-1]
+    return found
 
 
 def find_model(identity: str, folders=None) -> Path:

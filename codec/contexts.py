@@ -217,9 +217,10 @@ def corrected(table, loud, lean):
 @numba.njit(cache=True, nogil=True, inline="always")
 def known_ahead(last):
     """Whether a row's sums are whole before any of its symbols is read: where neither the symbol before nor the
-    channel's last ones have weight, as those of the later groups have not from codec-8 on, a decoder chooses the tables
-    of half a row at once and waits for nothing."""
-    return last[2] == 0 and last[3] == 0 and last[4] == 0
+    channel's last ones have weight, as those of the later groups have not from codec-8 on, and no others from codec-10
+    on, a decoder chooses the tables of half a row at once and waits for nothing."""
+    before = last[4] != 0 and (last[0] != 0 or last[1] != 0)
+    return last[2] == 0 and last[3] == 0 and not before
 
 
 @numba.njit(cache=True, nogil=True)

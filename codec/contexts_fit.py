@@ -17,11 +17,10 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numba
 import numpy as np
 
 from codec import contexts, trellis
-from codec.contexts import AROUND, FADE, LATER, OFFSETS, OTHERS, REACH, RUN_PLACES, SHIFT, TABLES
+from codec.contexts import LATER, OFFSETS, OTHERS, REACH, SHIFT, TABLES
 from codec.model import (
     BINS,
     LEVELS,
@@ -118,24 +117,10 @@ def gathered(model, pictures: list[np.ndarray], per_picture: int, rng: random.Ra
                 yield level, symbols[0].numpy(), tables[0].numpy()
 
 
-@numba.njit(cache=True)
-def _runs(scores, coded):
-    """int8 [h,w] of coded cells -> the faded sum before the one before each of them, as contexts.leave keeps it."""
-    out = np.zeros(scores.shape, np.float32)
-    run, newer = np.int32(0), np.int32(0)
-    for r in range(scores.shape[0]):
-        for k in range(scores.shape[1]):
-            if coded[r, k]:
-                out[r, k] = run >> RUN_PLACES
-                run = newer
-                newer = run + (np.int32(scores[r, k]) << RUN_PLACES) - (run >> FADE)
-    return out
-
-
 def _beside(scores: np.ndarray, chosen: np.ndarray, kind: int) -> np.ndarray:
-    """Scores [h,w] of a channel -> [OTHERS, chosen cells]: what contexts sum of it, in the order of their weights. Of
-    the later groups the channel's last symbols are left out: that costs 0.15 % of bytes, and a decoder that need not
-    wait for them takes a sixth less time to read."""
+    """Scores [h,w] of a channel -> [OTHERS, chosen cells]: what contexts sum of it, in the order of their weights. The
+    symbol before and the channel's last ones are left out, though the format has weights for them: a decoder that need
+    not wait for them chooses the tables of half a row at once."""
     seen = scores * _colours(*scores.shape, EVEN) if kind == contexts.FIRST_PASS else scores
     parts = [_shifted(seen, *offset) for offset in OFFSETS[kind]]
     if kind == LATER:
@@ -143,12 +128,10 @@ def _beside(scores: np.ndarray, chosen: np.ndarray, kind: int) -> np.ndarray:
         halves = [_shifted(seen, *offset) * odd for offset in OFFSETS[contexts.LATER_ODD]]
         parts = [*(part * ~odd for part in parts), *halves]
     none = np.zeros(scores.shape, np.float32)
-    parts += [none] * (2 * AROUND - len(parts))
+    parts += [none] * (OTHERS - len(parts))
     for place, offset in enumerate(OFFSETS[kind]):
         if not offset.any():
             parts[place] = none
-    parts.append(_shifted(seen, 0, contexts.LAST[kind]) if contexts.LAST[kind] else none)
-    parts.append(none if kind == LATER else _runs(scores, chosen))
     return np.stack([part[chosen] for part in parts])
 
 

@@ -317,7 +317,7 @@ def _settled(model: NightCodec, residual: Tensor, index: Tensor, states: Tensor)
         return trellis_search.settle(residual, index, states, model.thresholds)
     rows, numbers, uniform = (t.reshape(-1, t.shape[-1]) for t in (residual, index, model.round(residual, index)))
     chain = states.reshape(-1).to(residual.device)
-    pair = trellis.settle(rows, numbers, chain, uniform)
+    pair = trellis.search_on(residual.device)(rows, numbers, chain, uniform)
     states.copy_(chain.view(states.shape))
     return tuple(part.view(residual.shape) for part in pair)
 

@@ -142,7 +142,7 @@ def settle(residual: Tensor, bins: Tensor, states: Tensor, uniform: Tensor) -> t
 
     residual float32 [N,C] in the level's steps, bins uint8 [N,C], states uint8 [N], moved on in place; uniform:
     what NightCodec.round makes of the residual, taken for bins below FIRST_BIN -> (symbols int16, tables uint8) [N,C].
-    On the CPU trellis_search.py is many times as fast.
+    trellis_search.py on the CPU and trellis_cuda.py on a GPU are many times as fast.
     """
     bits, before, branch = _on(residual.device)
     number = torch.where(bins < FIRST_BIN, 0, bins).long().t()  # [C,N]
@@ -184,15 +184,28 @@ def settle(residual: Tensor, bins: Tensor, states: Tensor, uniform: Tensor) -> t
 
 
 def search_for(model: NightCodec) -> Callable:
-    """`settle`, or where the model is on the CPU and numba is at hand, which trainings do not need, the same faster."""
+    """`settle`, or the same faster: on a GPU that torch can compile for, and on the CPU where numba is at hand, which
+    trainings do not need."""
     if model.log_gain.is_cuda:
-        return settle
+        return search_on(model.log_gain.device)
     try:
         from codec import trellis_search
     except ImportError:
         return settle
     thresholds = model.thresholds
     return lambda residual, bins, states, uniform: trellis_search.settle(residual, bins, states, thresholds)
+
+
+@functools.cache
+def search_on(device: torch.device) -> Callable:
+    """`settle`, or on a GPU that torch can compile for the same faster."""
+    try:
+        from codec import trellis_cuda
+
+        trellis_cuda.kernel_on(device)
+    except (AttributeError, AssertionError, ImportError, OSError, RuntimeError):
+        return settle
+    return trellis_cuda.settle
 
 
 class Quantiser:

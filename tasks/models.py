@@ -1,7 +1,6 @@
 """Models as the night handles them: which file the codec's is, its copy under DEST/models, a user's own network.
 
-Knows files and hashes only and loads no network: a night with nothing to do must not pay for one. The rule for which
-file is the default one is codec/coder.py's.
+Knows files and hashes only and loads no network: a night with nothing to do must not pay for one.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import codec
+from codec.modelfiles import WEIGHTS, default_file
 from tasks.stores import AlreadyExists, Store
 
 VARIABLE = "NIGHTPRESS_CODEC"
@@ -41,11 +40,10 @@ def _codec_model(named: str | None) -> ModelFile:
             return ModelFile(identity_of(Path(named)), Path(named))
         except OSError as error:
             raise NoModel(f"${VARIABLE} names {named}: {error.strerror}") from None
-    folder = Path(codec.__file__).parent / "weights"
-    found = sorted(folder.glob("codec*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise NoModel(f"no trained model in {folder}; train one with `nightpress train codec` and put it there")
-    return ModelFile(identity_of(found[-1]), found[-1])
+    found = default_file()
+    if found is None:
+        raise NoModel(f"no trained model in {WEIGHTS}; train one with `nightpress train codec` and put it there")
+    return ModelFile(identity_of(found), found)
 
 
 def identity_of(path: Path) -> str:

@@ -14,6 +14,7 @@ from codec.container import BadBitstream, UnknownModel
 from codec.entropy import ideal_bits
 from codec.metrics import psnr
 from codec.model import NightCodec, lambda_of
+from codec.modelfiles import default_file
 from codec.pixels import UncarriedPicture
 
 
@@ -348,3 +349,13 @@ print(peak() - before)
     latent = tiny.config.latent / 256  # cells' channels per pixel
     assert grown("encode") < megapixels * latent * (2 + 2 + 1) + 250  # y in half precision, symbols, bins
     assert grown("decode") < megapixels * 4 + 250  # Pillow's four bytes a pixel
+
+
+def test_numbers_in_names_of_model_files_count_as_numbers(tmp_path):
+    assert default_file(tmp_path) is None
+    for name in ("other", "codec-9", "codec-10", "codec-2b", "codec"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert default_file(tmp_path).stem == "codec-10"
+    for path in tmp_path.glob("codec*"):
+        path.unlink()
+    assert default_file(tmp_path).stem == "other"

@@ -1,0 +1,135 @@
+"""The code for GPUs gives the CPU's symbols and pixels, on tensors that pose as a GPU's (posing.py).
+
+Where there is one, its search finds what the definition says."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codec import coder, recorded, train, trellis, trellis_cuda
+from codec import model as networks
+from codec.model import Config, NightCodec, load_model
+from codec.states import STATES
+
+
+@pytest.fixture(scope="session")
+def posing():
+    """Once: what is kept by device is kept as its tensors."""
+    spec = importlib.util.spec_from_file_location("posing", Path(__file__).with_name("posing.py"))
+    module = sys.modules["posing"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["posing"]
+
+
+@pytest.fixture
+def gpu(monkeypatch, posing):
+    with posing.gpu(monkeypatch):
+        yield
+
+
+def moved(data: bytes, precision: str = "float32") -> NightCodec:
+    return load_model(data).to("cuda").set_precision(precision)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def picture(seed: int, width: int = 150, height: int = 90) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 12, width // 12, 3)).astype(np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_what_poses_keeps_apart_from_the_rest(gpu):
+    there, here = torch.ones(3, device="cuda"), torch.ones(3)
+    assert there.is_cuda and (there + 1).is_cuda and not there.cpu().is_cuda and not here.is_cuda
+    assert (there * here.to(there.device)).is_cuda
+    with pytest.raises(RuntimeError, match="both devices"):
+        there + here
+    with pytest.raises(TypeError, match="no array"):
+        there.numpy()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("tiny", "rgb"), ("tiny", "segments"), ("tiny", "grey-alpha"), ("tiny", "pixel"), ("grouped", "grouped-rgb"),
+     ("grouped", "trellis-segments"), ("contextual", "contexts-rgb-high"), ("contextual", "contexts-segments")],
+)  # fmt: skip
+def test_golden_files_on_a_gpu(request, gpu, golden, model, name):
+    network = moved(request.getfixturevalue(f"{model}_bytes"))
+    shown = coder.decode((golden / f"{name}.npi").read_bytes(), model=network)  # fails where an index is another
+    assert abs(pixels_of(shown) - pixels_of(Image.open(golden / f"{name}.png"))).max() <= 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_s_bitstreams_are_read_by_the_cpu(gpu, either_bytes, either, precision):
+    network, images = moved(either_bytes, precision), [picture(seed) for seed in range(3)]
+    files = coder.encode_batch(images, [10.0, 50.0, 90.0], model=network)
+    for image, data in zip(images, files, strict=True):
+        mine, theirs = pixels_of(coder.decode(data, model=network)), pixels_of(coder.decode(data, model=either))
+        assert abs(mine - theirs).max() <= (1 if precision == "float32" else 4)
+        assert abs(theirs - pixels_of(image)).mean() < 30
+
+
+def test_effort_on_a_gpu(gpu, contextual_bytes, contextual):
+    network, image = moved(contextual_bytes), picture(7)
+    data = coder.encode(image, 70, model=network, effort=1)
+    assert abs(len(data) - len(coder.encode(image, 70, model=contextual, effort=1))) <= 0.02 * len(data)
+    assert (
+        abs(pixels_of(coder.decode(data, model=network)) - pixels_of(coder.decode(data, model=contextual))).max() <= 1
+    )
+
+
+def test_a_training_step_on_a_gpu(gpu, grouped_bytes, monkeypatch, tmp_path):
+    """Joint training: what it needs lies on one device, and the exported file is a model."""
+    for seed in range(2):
+        picture(seed, 128, 128).save(tmp_path / f"{seed}.png")
+    start, out = tmp_path / "start.safetensors", tmp_path / "out"
+    start.write_bytes(grouped_bytes)
+    config = Config.of_json(networks.read_model_file(start)[1]["config"])
+    taken = []
+    monkeypatch.setattr(
+        recorded.Recorded, "__call__", lambda self, key, *t: taken.append(key) or self.function(*t)
+    )  # there is no graph to record
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(train.time, "monotonic", lambda: float(next(ticks)))
+    path = train.train(
+        [tmp_path], out, 0.2, 2, 64, decay=1, finish=1, device="cuda", config=config, start=start, table_crops=4,
+        joint=True, say=lambda _: None,
+    )  # fmt: skip
+    assert len(taken) > 2 and load_model(path).config == config
+    assert path.read_bytes() != grouped_bytes
+
+
+def test_without_a_compiler_the_definition_is_taken(gpu):
+    assert trellis.search_on(torch.ones(1, device="cuda").device) is trellis.settle
+
+
+def test_the_kernel_names_the_definition_s_numbers():
+    """Its source is text: what it takes from states.py and trellis.py stands in it."""
+    assert f"#define STATES {STATES}\n" in trellis_cuda.SOURCE
+    assert f"#define WEIGHT {float(trellis.WEIGHT).hex()}f\n" in trellis_cuda.SOURCE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("channels", [1, 24, 224])
+def test_the_gpu_s_search_is_the_definition(channels):
+    torch.manual_seed(channels)
+    device = torch.device("cuda", 0)
+    bins = torch.randint(0, 64, (3000, channels), dtype=torch.uint8)
+    residual = torch.randn(3000, channels) * 0.08 * torch.exp(bins.float() * 0.117)
+    residual[0, 0], residual[1, 0] = float("nan"), -float("inf")
+    states = torch.randint(0, STATES, (3000,), dtype=torch.uint8)
+    uniform = torch.round(residual).nan_to_num(0).clamp(-32000, 32000)
+    given = [[part.to(device) for part in (residual, bins, states, uniform)] for _ in range(2)]
+    assert trellis.search_on(device) is trellis_cuda.settle
+    for mine, his in zip(trellis_cuda.settle(*given[0]), trellis.settle(*given[1]), strict=True):
+        assert torch.equal(mine, his)
+    assert torch.equal(given[0][2], given[1][2])
