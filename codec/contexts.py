@@ -11,8 +11,9 @@ between four tables that lean ever more to one side:
     bin  <- bin + loud        within 1..13 or within FIRST_BIN..63
     table = that bin's, of |lean|'s step; its symbols' signs are swapped where lean is negative
 
-Weights, scores and tables are the model's (contexts_fit.py finds them). It all happens in the entropy coder, symbol by
-symbol in its order: the networks' passes stay as parallel as they are, and what they see does not change.
+Weights, scores and tables are the model's (contexts_fit.py finds them). It all happens in the entropy coder: the
+networks' passes stay as parallel as they are, and what they see does not change. Models from codec-10 on give no weight
+to a channel's last symbols, so that half a row of a channel has its tables before its first symbol is read.
 """
 
 from typing import NamedTuple

@@ -9,7 +9,7 @@ symbols learns from real ones, those of the trellis (trellis.py), the bottleneck
 all that is done to a start). With `--joint`, which `nightpress train codec` takes, the encoder learns from them too.
 
 Pictures that splits.py holds out are never seen. Sizes are options; a smaller model may start from a larger one's
-blocks. What was tried and what should come next, with figures: weights/codec-2.md to codec-9.md.
+blocks. What was tried and what should come next, with figures: weights/codec-2.md to codec-10.md.
 """
 
 import argparse

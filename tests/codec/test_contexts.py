@@ -136,13 +136,14 @@ def _in_order(tables: np.ndarray, parity: int) -> np.ndarray:
 )  # fmt: skip
 def test_a_decoder_finds_the_tables_from_the_bins(contextual, seed, height, width, left, level, runs):
     """Symbols, states and the tables that later passes look at, of a window within a band; with or without weight on
-    the channel's last symbols, without which a decoder knows the tables of half a row ahead."""
+    the symbol before and the channel's last ones, without which a decoder knows the tables of half a row ahead."""
     latent, left = contextual.config.latent, 2 * left
     found = contexts.at_level(_coding(contextual).contexts, level)
     found = found._replace(scale_weights=found.scale_weights.copy(), location_weights=found.location_weights.copy())
     for weights in (found.scale_weights, found.location_weights):
-        weights[..., -1] = 700 if runs else 0
-    assert contexts.known_ahead(contexts.last_weights(contexts.nearby(found, 1, 1), 40, contexts.LATER)) != runs
+        weights[..., -2:] = 700 if runs else 0
+    for kind in (contexts.FIRST_PASS, contexts.SECOND_PASS, contexts.LATER):
+        assert contexts.known_ahead(contexts.last_weights(contexts.nearby(found, 1, 1), 20, kind)) != runs
     symbols, tables, bins = symbols_like(seed, latent, height, left + width)
     window, coding = (0, height, left, left + width), _coding(contextual)
 
