@@ -37,8 +37,8 @@ rates. The scale index of each symbol comes from integer arithmetic alone (exact
 earlier passes' symbols; means are float and never reach the entropy coder (they shift what is rounded, not how it is
 coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021;
 channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer networks for entropy models, Ballé et al.
-2019; linear skips are ours. Cost in use (inference.py): about 4.0 kMAC per pixel to encode, 3.2 to decode, of which the
-bottlenecks' 1.4 and 0.8; with `leak` 0, as from codec-4 on, these are computed in 8-bit integers (eightbit.py) where the
+2019; linear skips are ours. Cost in use (inference.py): about 4.0 kMAC per pixel to encode, 3.2 to decode, of which
+bottlenecks 1.4 and 0.8; with `leak` 0, as from codec-4 on, these are computed in 8-bit integers (eightbit.py) where the
 processor multiplies them natively. The models before codec-10 have larger mean networks and narrow to 64 channels in
 the decoder's bottlenecks too, those before codec-9 have larger index networks, those before codec-8 192 channels
 between bottlenecks: codec-6 and codec-7 4 and 4 of these, codec-5 4 and 5, codec-4 8 and 5, codec-2 and codec-3 4 and 2

@@ -3,7 +3,7 @@
     python tests/bench/bench_codec.py --image photo.png --sizes 0.4,2,24 --precisions float32,bfloat16,int8 --repeat 3
 
 Every figure is for a whole picture: from pixels in memory to bytes, and back to pixels. The codec and AVIF (speed 6)
-take turns in one run; the best of the repeats counts. AVIF's quality is chosen so that its PSNR is the nearest to ours.
+take turns, repeat by repeat; the best of each counts. AVIF's quality is chosen so that its PSNR is the nearest to ours.
 Without --image, pictures are tiled from the photographs in scikit-image's wheel.
 """
 
@@ -50,34 +50,37 @@ def photographs(path: str | None) -> list:
     return [Image.fromarray(getattr(data, name)()[..., :3]) for name in ("astronaut", "coffee", "chelsea", "rocket")]
 
 
-def best(function, repeat: int) -> tuple[float, object]:
-    """(shortest seconds, the function's value)"""
-    shortest, value = math.inf, None
+def in_turns(functions: dict, repeat: int) -> dict:
+    """{name: shortest seconds} of functions that are called one after the other, `repeat` rounds of them."""
+    shortest = dict.fromkeys(functions, math.inf)
     for _ in range(repeat):
-        begun = time.perf_counter()
-        value = function()
-        shortest = min(shortest, time.perf_counter() - begun)
-    return shortest, value
+        for name, function in functions.items():
+            begun = time.perf_counter()
+            function()
+            shortest[name] = min(shortest[name], time.perf_counter() - begun)
+    return shortest
 
 
-def avif_near(image, wanted: float, repeat: int, guess: int | None = None) -> dict:
-    """AVIF at speed 6 with the quality whose PSNR is nearest to `wanted`: seconds, bytes, PSNR. guess: where to begin
-    to look, which on large pictures takes most of the time."""
+def avif_encoded(image, quality: int) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "AVIF", quality=quality, speed=6, subsampling="4:2:0")
+    return out.getvalue()
+
+
+def shown_by_pillow(data: bytes):
     from PIL import Image
 
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def avif_near(image, wanted: float, guess: int | None = None) -> dict:
+    """AVIF at speed 6 with the quality whose PSNR is nearest to `wanted`: quality, data, PSNR. guess: where to begin to
+    look, which on large pictures takes most of the time."""
     from codec.metrics import psnr
-
-    def encode(quality: int) -> bytes:
-        out = io.BytesIO()
-        image.save(out, "AVIF", quality=quality, speed=6, subsampling="4:2:0")
-        return out.getvalue()
-
-    def decode(data: bytes):
-        return Image.open(io.BytesIO(data)).convert("RGB")
 
     @functools.cache
     def reached(quality: int) -> float:
-        return psnr(image, decode(encode(quality)))
+        return psnr(image, shown_by_pillow(avif_encoded(image, quality)))
 
     low, high = 0, 100
     if guess is not None:  # an interval around it that surely holds the quality
@@ -91,12 +94,7 @@ def avif_near(image, wanted: float, repeat: int, guess: int | None = None) -> di
         low, high = (middle + 1, high) if reached(middle) < wanted else (low, middle)
     if low and wanted - reached(low - 1) < reached(low) - wanted:
         low -= 1
-    encode_seconds, data = best(lambda: encode(low), repeat)
-    decode_seconds, shown = best(lambda: decode(data), repeat)
-    return {
-        "quality": low, "encode_s": encode_seconds, "decode_s": decode_seconds, "bytes": len(data),
-        "psnr": psnr(image, shown),
-    }  # fmt: skip
+    return {"quality": low, "data": avif_encoded(image, low), "psnr": reached(low)}
 
 
 @contextlib.contextmanager
@@ -158,23 +156,25 @@ def stopwatches(model, spent: dict):
             setattr(owner, name, function)
 
 
-def measure(image, model, level: int, repeat: int) -> dict:
+def measure(image, model, level: int, avif: dict, repeat: int) -> dict:
+    """Seconds of the codec and of AVIF in turns; bytes; PSNR; seconds by stage in one thread."""
     import torch
 
     from codec.coder import decode, prepare
     from codec.metrics import psnr
 
-    prepare(image.crop((0, 0, 64, 64)), model).code(level)  # kernels compiled and loaded
-    encode_seconds, data = best(lambda: prepare(image, model).code(level), repeat)
-    decode_seconds, shown = best(lambda: decode(data, model=model), repeat)
+    data = prepare(image, model).code(level)
+    functions = {
+        "encode_s": lambda: prepare(image, model).code(level),
+        "avif_encode_s": lambda: avif_encoded(image, avif["quality"]),
+        "decode_s": lambda: decode(data, model=model), "avif_decode_s": lambda: shown_by_pillow(avif["data"]),
+    }  # fmt: skip
+    seconds = in_turns(functions, repeat)
     encoding, decoding = {}, {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # else the stages of several threads overlap
     try:
-        for spent, function in (
-            (encoding, lambda: prepare(image, model).code(level)),
-            (decoding, lambda: decode(data, model=model)),
-        ):
+        for spent, function in ((encoding, functions["encode_s"]), (decoding, functions["decode_s"])):
             function()
             with stopwatches(model, spent):
                 begun = time.perf_counter()
@@ -184,8 +184,8 @@ def measure(image, model, level: int, repeat: int) -> dict:
     finally:
         torch.set_num_threads(threads)
     return {
-        "encode_s": encode_seconds, "decode_s": decode_seconds, "bytes": len(data), "psnr": psnr(image, shown),
-        "encode_stages": encoding, "decode_stages": decoding,
+        **seconds, "bytes": len(data), "psnr": psnr(image, decode(data, model=model)), "encode_stages": encoding,
+        "decode_stages": decoding,
     }  # fmt: skip
 
 
@@ -193,9 +193,12 @@ def measure_batch(image, model, level: int, count: int, repeat: int) -> dict:
     from codec.coder import decode_batch, encode_batch
 
     images = [image] * count
-    encode_seconds, files = best(lambda: encode_batch(images, level / 10, model=model), repeat)
-    decode_seconds, _ = best(lambda: decode_batch(files, model=model), repeat)
-    return {"encode_s": encode_seconds / count, "decode_s": decode_seconds / count}
+    files = encode_batch(images, level / 10, model=model)
+    functions = {
+        "encode_s": lambda: encode_batch(images, level / 10, model=model),
+        "decode_s": lambda: decode_batch(files, model=model),
+    }
+    return {name: seconds / count for name, seconds in in_turns(functions, repeat).items()}
 
 
 def main() -> int:
@@ -214,7 +217,8 @@ def main() -> int:
 
     import torch
 
-    from codec.coder import default_model, get_model, level_of
+    from codec.coder import decode, default_model, get_model, level_of, prepare
+    from codec.metrics import psnr
 
     torch.set_num_threads(args.threads or len(__import__("os").sched_getaffinity(0)))
     path = args.model or default_model()
@@ -226,22 +230,26 @@ def main() -> int:
         avif = None
         for precision in args.precisions.split(","):
             model = get_model(path, device=args.device, precision=precision)
-            ours = measure(image, model, level_of(args.quality), args.repeat)
             if avif is None:
-                avif = avif_near(image, ours["psnr"], args.repeat, guess)
+                shown = decode(prepare(image, model).code(level_of(args.quality)), model=model)
+                avif = avif_near(image, psnr(image, shown), guess)
                 guess = avif["quality"]
+            ours = measure(image, model, level_of(args.quality), avif, args.repeat)
             facts = {"megapixels": megapixels, "precision": precision, "threads": torch.get_num_threads()}
-            row = {**facts, **ours, "avif": avif}
+            row = {**facts, **ours, "avif": {**avif, "data": len(avif["data"])}}
             if args.batch:
                 row["batch"] = measure_batch(image, model, level_of(args.quality), args.batch, args.repeat)
             rows.append(row)
             if args.json:
                 continue
+            paces = "  ".join(
+                f"{way} {megapixels / ours[f'{way}_s']:7.2f} MP/s "
+                f"({ours[f'avif_{way}_s'] / ours[f'{way}_s']:.2f} x AVIF)"
+                for way in ("encode", "decode")
+            )
             print(
-                f"{megapixels:5.1f} MP {precision:<9} encode {megapixels / ours['encode_s']:7.2f} MP/s "
-                f"({avif['encode_s'] / ours['encode_s']:.2f} x AVIF)  decode {megapixels / ours['decode_s']:7.2f} MP/s "
-                f"({avif['decode_s'] / ours['decode_s']:.2f} x AVIF)  {ours['psnr']:.2f} dB {ours['bytes']} bytes; "
-                f"AVIF {avif['psnr']:.2f} dB {avif['bytes']} bytes",
+                f"{megapixels:5.1f} MP {precision:<9} {paces}  {ours['psnr']:.2f} dB {ours['bytes']} bytes; "
+                f"AVIF {avif['psnr']:.2f} dB {len(avif['data'])} bytes",
                 flush=True,
             )
             for title, stages in (("encode", ours["encode_stages"]), ("decode", ours["decode_stages"])):
