@@ -52,6 +52,26 @@ def lap_cells(cells: Tensor, v: Tensor) -> Tensor:
     return cells
 
 
+def turned_of(pixels: Tensor, rows: int, columns: int) -> Tensor:
+    """`spread` without its filter on any device: uint8 [B,height,width,3] -> turned cells float32 [B,rows,columns,768],
+    less 127.5, repeated beyond the right and bottom edge."""
+    x = pixels.permute(0, 3, 1, 2).float() - 127.5
+    x = F.pad(x, (0, 16 * columns - x.shape[3], 0, 16 * rows - x.shape[2]), mode="replicate")
+    parts = x.reshape(len(x), 3, rows, 2, HALF, columns, 2, HALF)
+    return parts.permute(0, 2, 5, 3, 6, 7, 1, 4).reshape(len(x), rows, columns, 768)
+
+
+def pixels_of(cells: Tensor, grey: bool) -> Tensor:
+    """Turned cells [B,h,w,768] that hold the sums already, filtered -> uint8 [B,16h,16w,3] on their device, as `gather`
+    paints them."""
+    batch, rows, columns, _ = cells.shape
+    parts = cells.view(batch, rows, columns, 2, 2, HALF, 3, HALF).permute(0, 1, 3, 7, 2, 4, 5, 6)
+    x = parts.reshape(batch, 16 * rows, 16 * columns, 3)
+    if grey:
+        x = ((x[..., :1] + x[..., 1:2] + x[..., 2:]) * (1 / 3)).expand(-1, -1, -1, 3)
+    return (x + 127.5).clamp(0, 255).round().to(torch.uint8)
+
+
 # -- the filters, on flat arrays; explicit eights, since LLVM then takes a whole vector of samples at a time
 
 
@@ -271,12 +291,3 @@ def gather(linear, means, added, weights, top, left, pixels, grey):
             _paint(before, 16 * (r - 1 - top), left - begin, pixels, grey)
         if r >= top and (not lap or r == linear.shape[0] - 1) and r < bottom:
             _paint(line, 16 * (r - top), left - begin, pixels, grey)
-
-
-@numba.njit(cache=True, nogil=True)
-def gather_cells(cells, top, left, pixels, grey):
-    """As `gather` from turned cells [h,w,768] that hold the sums already, filtered."""
-    line = np.empty((cells.shape[1], 768), np.float32)
-    for upper in range(0, pixels.shape[0], 16):
-        _to_lines(cells[top + upper // 16], line)
-        _paint(line, upper, left, pixels, grey)

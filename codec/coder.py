@@ -496,7 +496,7 @@ def encode_batch(images: list, quality: float | list[float] | None = None, *, mo
         grid = Grid(*_cells(pictures[group[0]].image), SEGMENT)
         with torch.inference_mode(), team(model.log_gain.is_cuda):
             y = analyse(model, [pictures[i].image for i in group], grid)
-            prepared = [Prepared(pictures[i], model, grid, y, SEGMENT) for i in group]
+            prepared = each(lambda i: Prepared(pictures[i], model, grid, y, SEGMENT), group)
             at = torch.tensor([levels[i] for i in group], device=model.log_gain.device)
             latents = quantise(model, y, at, grid)
             for _ in range(effort):

@@ -293,7 +293,7 @@ class Inference:
         h' x w' of them: the linear picture less 127.5 [B,h',w',768] in turned cells (cells.py); what to add to each
         colour of their parts, float32 [B,h',w',12] or None; and what to add per part (column, colour, row),
         [B,2h',2w',192]. The last is in the model's precision, and the first where the latent has groups; else it is
-        float32. Of a lapped model it is `unlapped` that gives the pixels."""
+        float32. Of a lapped model `summed` gives the pixels."""
         coarse = y_hat.to(self.dtype)
         network = self.model.synthesis_network
         enter, middle = (
@@ -317,13 +317,13 @@ class Inference:
         linear, again = self.sparse
         return linear.head(y_hat, inner), again.head(y_hat)
 
-    def unlapped(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:
-        """Of a lapped model: the sum of what `synthesis` gives, filtered across the borders of cells, float32
-        [B,h,w,768], on the CPU."""
+    def summed(self, linear: Tensor, means: Tensor | None, added: Tensor) -> Tensor:
+        """The sum of what `synthesis` gives, of a lapped model filtered across the borders of cells: turned cells less
+        127.5, float32 [B,h,w,768], on its device."""
         sums = linear.float() + _to_cells(added)
         if means is not None:
             sums.view(*sums.shape[:3], 4, 8, 3, 8).add_(means.view(*means.shape[:3], 4, 1, 3, 1))
-        return cells.lap_cells(sums, self.laps[1]).cpu()
+        return cells.lap_cells(sums, self.laps[1]) if self.laps else sums
 
     def hyper_analysis(self, y_scaled: Tensor, levels: Tensor) -> Tensor:
         """y in quantisation steps [B,h,w,latent] -> unrounded z [B,ceil(h/4),ceil(w/4),hyper]."""

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from codec import sparse, trellis, trellis_search
-from codec.cells import UNFILTERED, gather, gather_cells, lap_cells, spread
+from codec.cells import gather, lap_cells, pixels_of, spread, turned_of
 from codec.inference import Inference, inference_of
 from codec.loops import as_numbers
 from codec.model import STEP, Z_MAX, NightCodec, at_level, lambda_of
@@ -108,16 +108,23 @@ def _value(symbols, mean, values):
 
 def _cells_of(images: list[Image.Image], window: Window, inference: Inference) -> Tensor:
     """float32 [B,h,w,768]: the pictures' pixels in the window's cells, as Inference.analysis takes them."""
-    on_cpu, lap = inference.device.type == "cpu", inference.laps and inference.laps[0]
-    left, top = window.left * 16, window.top * 16
+    if inference.device.type != "cpu":
+        x = torch.from_numpy(np.stack(each(lambda image: _pixels_of(image, window), images))).to(inference.device)
+        x = turned_of(x, *window.shape)
+        return lap_cells(x, inference.laps[0]) if inference.laps else x
     x = torch.empty(len(images), *window.shape, 768)
     for item, image in enumerate(images):
-        inside = (left, top, min(window.right * 16, image.width), min(window.bottom * 16, image.height))
+        inside = _inside(image, window)
         pixels = np.asarray(image if inside == (0, 0, *image.size) else image.crop(inside))
         pixels = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
-        spread(pixels, inference.lap_weights[0] if on_cpu else UNFILTERED, x[item].numpy())
-    x = x.to(inference.device)
-    return x if on_cpu or lap is None else lap_cells(x, lap)
+        spread(pixels, inference.lap_weights[0], x[item].numpy())
+    return x
+
+
+def _inside(image: Image.Image, window: Window) -> tuple[int, int, int, int]:
+    """What lies of a picture in a window's cells: left, top, right, bottom."""
+    right, bottom = min(16 * window.right, image.width), min(16 * window.bottom, image.height)
+    return 16 * window.left, 16 * window.top, right, bottom
 
 
 def pieces_of(model: NightCodec, grid: Grid, band: int) -> list[Window]:
@@ -212,8 +219,8 @@ class Latents:
 
     def coded(self, window: Window, channels: slice, device) -> tuple[Tensor, Tensor | None]:
         """A window's symbols, and of a trellis their tables too, [B,h,w,..]."""
-        symbols = self.symbols.window(*window.box, channels).to(device)
-        tables = None if self.states is None else self.index.window(*window.box, channels).to(device)
+        symbols = _moved(self.symbols.window(*window.box, channels), device)
+        tables = None if self.states is None else _moved(self.index.window(*window.box, channels), device)
         return symbols, tables
 
     def all_values(self, window: Window) -> Tensor:
@@ -234,6 +241,13 @@ def meant(symbols: Tensor, tables: Tensor | None) -> Tensor:
     return symbols if tables is None else trellis.values_of(symbols, tables)
 
 
+def _moved(t: Tensor, device) -> Tensor:
+    """[B,h,w,C] that lies channel by channel, or is to, on that device: turned over by a GPU where there is one."""
+    if t.device == torch.device(device):
+        return t
+    return t.permute(0, 3, 1, 2).contiguous().to(device).permute(0, 2, 3, 1)
+
+
 def put(bands: Bands, window: Window, channels: slice, packed: Tensor, parity: int) -> None:
     """Cells of one parity, packed, to their places."""
     target = bands.part_of(window)[..., channels]
@@ -242,7 +256,8 @@ def put(bands: Bands, window: Window, channels: slice, packed: Tensor, parity: i
 
 def fill(bands: Bands, window: Window, channels: slice, part: Tensor) -> None:
     """All cells of a window, [B,h,w,..], to their places."""
-    bands.part_of(window)[..., channels].copy_(part)
+    target = bands.part_of(window)[..., channels]
+    target.copy_(part if part.device == target.device else _moved(part.to(target.dtype), target.device))
 
 
 def _around(inference: Inference, latents: Latents, window: Window) -> tuple:
@@ -466,9 +481,7 @@ def refined(
 
 def _pixels_of(image: Image.Image, window: Window) -> np.ndarray:
     """uint8 [up to 16h, up to 16w,3]: what lies of a picture in the window's cells, without alpha, grey three times."""
-    part = image.crop(
-        (16 * window.left, 16 * window.top, min(16 * window.right, image.width), min(16 * window.bottom, image.height))
-    )
+    part = image.crop(_inside(image, window))
     pixels = np.asarray(part)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     return pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
@@ -544,20 +557,34 @@ def render(model: NightCodec, latents: Latents, band: int, show: Callable) -> No
         y_hat, lists = _dequantised(inference, latents, outer, gain)
         given = near.within(outer), lists, latents.heads.pop(window, None)
         linear, means, added = inference.synthesis(y_hat, latents.levels, *given)
-        if inference.laps and linear.is_cuda:
-            show_cells, parts = gather_cells, [inference.unlapped(linear, means, added).numpy()]
-        else:
-            if means is None:
-                means = torch.zeros(*linear.shape[:3], 0)
-            if linear.dtype != added.dtype:
-                linear, added = linear.float(), added.float()
-            weights = [inference.lap_weights[1]] * len(linear)
-            show_cells, parts = gather, [*(as_numbers(part.cpu()) for part in (linear, means, added)), weights]
         place = window.top - near.top, window.left - near.left
+        if linear.is_cuda:
+            show(window, _paint_from(inference.summed(linear, means, added), *place))
+            return
+        if means is None:
+            means = torch.zeros(*linear.shape[:3], 0)
+        if linear.dtype != added.dtype:
+            linear, added = linear.float(), added.float()
+        weights = [inference.lap_weights[1]] * len(linear)
+        parts = [*(as_numbers(part) for part in (linear, means, added)), weights]
 
         def paint(item: int, pixels: np.ndarray, grey: bool) -> None:
-            show_cells(*(part[item] for part in parts), *place, pixels, grey)
+            gather(*(part[item] for part in parts), *place, pixels, grey)
 
         show(window, paint)
 
     over(model, one, pieces_of(model, latents.grid, band))
+
+
+def _paint_from(cells: Tensor, top: int, left: int) -> Callable:
+    """`render`'s paint, from turned cells of a GPU: all pictures' pixels come from there at once."""
+    shown = pixels_of(cells, False).cpu().numpy()
+
+    def paint(item: int, pixels: np.ndarray, grey: bool) -> None:
+        height, width, channels = pixels.shape
+        own = pixels_of(cells[item : item + 1], True).cpu().numpy()[0] if grey else shown[item]
+        colours = 3 if channels >= 3 else 1
+        own = own[16 * top : 16 * top + height, 16 * left : 16 * left + width]
+        pixels[:, :, :colours] = own[:, :, :colours]
+
+    return paint

@@ -68,6 +68,22 @@ def test_golden_files_on_a_gpu(request, gpu, golden, model, name):
     assert abs(pixels_of(shown) - pixels_of(Image.open(golden / f"{name}.png"))).max() <= 1
 
 
+def test_the_package_s_model_on_a_gpu(gpu):
+    """Lapped, with contexts; in all modes."""
+    here, colour = coder.get_model(None, device="cpu", precision="float32"), picture(3)
+    network = moved(coder.default_model().read_bytes())
+    clear = Image.fromarray(np.linspace(0, 255, colour.width * colour.height).astype(np.uint8).reshape(90, 150))
+    grey, several = colour.convert("L"), colour.copy()
+    several.putalpha(clear)
+    images = [colour, several, grey, Image.merge("LA", (grey, clear)), Image.merge("RGB", (grey, grey, grey))]
+    files = coder.encode_batch(images, 60, model=network)
+    for image, mine, theirs in zip(images, coder.decode_batch(files, model=network), files, strict=True):
+        shown = coder.decode(theirs, model=here)
+        assert mine.mode == shown.mode == image.mode
+        assert abs(pixels_of(mine) - pixels_of(shown)).max() <= 1
+        assert abs(pixels_of(mine) - pixels_of(image)).mean() < 6
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_gpu_s_bitstreams_are_read_by_the_cpu(gpu, either_bytes, either, precision):
     network, images = moved(either_bytes, precision), [picture(seed) for seed in range(3)]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from codec import cells, lapping, trellis
 from codec.coder import decode, encode
+from codec.latents import _paint_from
 from codec.model import Config as CodecConfig
 from codec.model import NightCodec, float_tensors, load_model, read_model_file, save_model
 
@@ -85,6 +86,8 @@ def test_cells_repeat_the_edge(shape, channels):
     colours = pixels[:, :, :3] if channels >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
     padded = np.pad(colours, ((0, -shape[0] % 16), (0, -shape[1] % 16), (0, 0)), mode="edge")
     assert torch.equal(found[None], in_cells(torch.from_numpy(padded).permute(2, 0, 1)[None].float() - 127.5))
+    if channels == 3:
+        assert torch.equal(cells.turned_of(torch.from_numpy(pixels)[None], *found.shape[:2])[0], found)
 
 
 @pytest.mark.parametrize("lap", [False, True])
@@ -116,7 +119,7 @@ def test_rows_in_the_cache_are_the_whole(top, left, shape, dtype, lap):
     for channels, grey in ((3, False), (4, False), (3, True), (1, True), (2, True)):
         wanted = np.repeat(expected.mean(2, keepdims=True), 3, 2) if grey else expected
         painted = [np.zeros((*shape, channels), np.uint8) for _ in range(2)]
-        cells.gather_cells(sums.numpy(), top, left, painted[0], grey)
+        _paint_from(sums[None], top, left)(0, painted[0], grey)
         cells.gather(parts[0], means.numpy(), parts[1], weights, top, left, painted[1], grey)
         colours = 3 if channels >= 3 else 1
         for one in painted:
