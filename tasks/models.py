@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from codec.modelfiles import WEIGHTS, default_file
+from codec import modelfiles
 from tasks.stores import AlreadyExists, Store
 
 VARIABLE = "NIGHTPRESS_CODEC"
@@ -40,9 +40,10 @@ def _codec_model(named: str | None) -> ModelFile:
             return ModelFile(identity_of(Path(named)), Path(named))
         except OSError as error:
             raise NoModel(f"${VARIABLE} names {named}: {error.strerror}") from None
-    found = default_file()
+    found = modelfiles.default_file()
     if found is None:
-        raise NoModel(f"no trained model in {WEIGHTS}; train one with `nightpress train codec` and put it there")
+        where = modelfiles.WEIGHTS
+        raise NoModel(f"no trained model in {where}; train one with `nightpress train codec` and put it there")
     return ModelFile(identity_of(found), found)
 
 
