@@ -1,31 +1,21 @@
-"""Where the night is computed: Prefect's server for the record, Dask's workers for the work.
+"""Where the night is computed: Dask's workers, which are handed shards, a bounded number in flight.
 
-Here: starting and stopping both, so that nothing of them outlives the night even if it is killed; handing out
-shards with a bounded number in flight; what happens when a worker dies. What a shard does stands in tasks/, the
-order of stages in nightly.py.
+Here: starting and stopping local workers, so that nothing of them outlives the night even if it is killed, or finding
+those of an external scheduler; what happens when a worker dies. What a shard does stands in tasks/, the order of
+stages in nightly.py, Prefect's server in prefect_server.py.
 
-Only the coordinating process talks to Prefect; workers run plain functions and need no server. A worker's death
-costs the shards that it held: Dask gives them to another one. A shard that several workers died over is done
-object by object, until the one that kills is known; that one becomes a row.
+A worker's death costs the shards that it held: Dask gives them to another one. A shard that several workers died over
+is done object by object, until the one that kills is known; that one becomes a row.
 """
 
 import contextlib
-import fcntl
 import glob
 import logging
 import os
 import queue
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from flows.console import WorkFailed
 
@@ -35,139 +25,6 @@ MEMORY_SHARE = 0.6  # of the memory that is free at the start, for the pictures 
 # Bytes up to which glibc keeps freed memory for the next tensor. Dask's own 64 KB gives it back at once, and a third of
 # the workers' time then goes into the kernel's zeroing of new pages.
 KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 1 << 29, "MALLOC_MMAP_THRESHOLD_": 1 << 25}
-SERVER_PATIENCE = 90.0  # seconds until a Prefect server that does not answer counts as broken
-
-# --- Prefect ---
-
-QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",  # the night has no deployments to look after
-    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_REPOSSESSOR_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
-}
-
-# Ends with its parent, however that ends: Linux signals it; the check closes the gap before the request.
-DIES_WITH_PARENT = """
-import ctypes, os, runpy, sys
-parent = int(sys.argv[1])
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-    if os.getppid() != parent:
-        os._exit(1)
-sys.argv = ["prefect", *sys.argv[2:]]
-runpy.run_module("prefect", run_name="__main__", alter_sys=True)
-"""
-
-
-class PrefectServer:
-    """A Prefect server of our own on the loopback interface, or the one that PREFECT_API_URL names.
-
-    `start` returns at once, `url` waits until it answers. History is kept in one folder per user
-    ($XDG_CACHE_HOME/nightpress/prefect) so that later nights start sooner; while another night uses that,
-    a temporary one serves.
-    """
-
-    def __init__(self):
-        self.given = os.environ.get("PREFECT_API_URL") or profile_url()
-        self.process: subprocess.Popen | None = None
-        self._stack = contextlib.ExitStack()
-        self.home, self.port, self.log = "", 0, ""
-
-    def __enter__(self) -> "PrefectServer":
-        self.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        if self.given:
-            return
-        self.home = self._home()
-        self.port = free_port()
-        self.log = os.path.join(self.home, "server.log")
-        environment = {**os.environ, **QUIET, "PREFECT_HOME": self.home, "PREFECT_PROFILES_PATH": f"{self.home}/none"}
-        environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", DIES_WITH_PARENT, str(os.getpid()), "server", "start"]
-                + ["--host", "127.0.0.1", "--port", str(self.port), "--no-ui"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def _home(self) -> str:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightpress" / "prefect"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = self._stack.enter_context(open(folder / "lock", "ab"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return str(folder)
-        except OSError:
-            return self._stack.enter_context(tempfile.TemporaryDirectory(prefix="nightpress-prefect-"))
-
-    def url(self) -> str:
-        """The API's URL once it answers. Raises WorkFailed."""
-        url = self.given or f"http://127.0.0.1:{self.port}/api"
-        patience = time.monotonic() + (10.0 if self.given else SERVER_PATIENCE)
-        while not answers(url):
-            if self.process and self.process.poll() is not None:
-                raise WorkFailed(f"Prefect's server ended with code {self.process.returncode}: {tail(self.log)}")
-            if time.monotonic() > patience:
-                if self.given:
-                    raise WorkFailed(f"PREFECT_API_URL={url} does not answer; start that server, or unset it")
-                raise WorkFailed(f"Prefect's server did not answer within {SERVER_PATIENCE:g} s: {tail(self.log)}")
-            time.sleep(0.1)
-        return url
-
-    def stop(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self._stack.close()
-
-
-def profile_url() -> str | None:
-    """PREFECT_API_URL of the user's active Prefect profile; Prefect is only imported where there is one."""
-    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
-    if not (home / "profiles.toml").exists():
-        return None
-    from prefect.settings import get_current_settings
-
-    return get_current_settings().api.url
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=2) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def tail(path: str, lines: int = 5) -> str:
-    """The last lines of a log, for an error message."""
-    with contextlib.suppress(OSError), open(path, errors="replace") as file:
-        return " | ".join(line.strip() for line in deque(file, lines))
-    return "no log"
 
 
 # --- Dask ---
@@ -339,7 +196,7 @@ def run_jobs(
     """
     from distributed import KilledWorker
 
-    from tasks.shards import run_shard
+    from tasks.night.shards import run_shard
 
     waiting, flying, held, stopped = deque(jobs), {}, 0, False
     done: queue.SimpleQueue = queue.SimpleQueue()
@@ -383,10 +240,10 @@ def run_jobs(
 
 
 def one_by_one(pool: Pool, step, night, job: Job, why: str, resources: dict):
-    """A shard that workers died over, each object on its own; the ones that kill become `step.lost` rows."""
+    """A shard that workers died over, each object on its own; the ones that kill become `killed_row`s."""
     from distributed import KilledWorker
 
-    from tasks.shards import Stopwatch, finish_shard, lose_item, run_items
+    from tasks.night.shards import Stopwatch, finish_shard, lose_item, run_items
 
     results, watch = [], Stopwatch()
     for place, item in enumerate(job.items):

@@ -5,26 +5,16 @@ among them), `embedded_s3` (moto's server as a process of its own that dies with
 nightly.py's; what the demo does with both, and its command line, are commands/demo.py's.
 """
 
-import contextlib
 import io
 import json
-import os
 import struct
-import subprocess
-import sys
-import tempfile
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
-
-from flows.console import WorkFailed
-
-SOURCE_BUCKET, DEST_BUCKET = "nightpress-demo", "nightpress-demo-pressed"
 
 COMPRESSED, DUPLICATE, KEPT, FAILED, SKIPPED = "compressed", "duplicate", "kept", "failed", "skipped"
 OWN = (COMPRESSED, KEPT)  # a picture that counts for itself: kept where the codec gains too little
@@ -391,7 +381,7 @@ def bucket() -> list[Planted]:
 
 
 def fill(store) -> dict[str, Planted]:
-    """Write the bucket into `store` (tasks.stores.Store) and say what is in it, by key.
+    """Write the bucket into `store` (tasks.stores.base.Store) and say what is in it, by key.
 
     Copies are written after what they were made from, whose keys sort before theirs: of two equal files the
     original is the older one or, within the same second, the first by key, on every store.
@@ -427,88 +417,3 @@ def surprises(planted: dict[str, Planted], rows: list[dict]) -> list[str]:
         if row["denoised"] and item.kind != "noisy":
             out.append(f"{item.key} ({item.kind}) was denoised (sigma estimated as {row['noise_sigma']})")
     return out
-
-
-# The server's whole life: it goes when the process that started it goes, and keeps nothing on disk but what
-# moto spools into temporary files.
-SERVER = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(0)
-import logging
-from moto.server import ThreadedMotoServer
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-server._thread.join()
-"""
-
-
-# What a person's own AWS set-up has in the environment and neither side of the demo may follow.
-FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_CONFIG_FILE")
-
-
-@contextlib.contextmanager
-def embedded_s3() -> Iterator[str]:
-    """An S3 server on a free loopback port in a process of its own, with both buckets made; gives its URL.
-
-    Inside the block the process's environment (endpoint, made-up credentials, region) points to it, for
-    workers started meanwhile too. The server ends with the block, or with the thread that entered it.
-    """
-    environment = {
-        "AWS_ACCESS_KEY_ID": "nightpress-demo",
-        "AWS_SECRET_ACCESS_KEY": "nightpress-demo",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with tempfile.TemporaryFile("w+") as messages, contextlib.ExitStack() as stack:
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            env={name: value for name, value in os.environ.items() if name not in FOREIGN} | environment,
-            text=True,
-        )
-        stack.callback(ended, server)
-        port = server.stdout.readline().strip()
-        if not port:
-            server.wait(10)
-            messages.seek(0)
-            last = (messages.read().strip().splitlines() or ["no message"])[-1]
-            raise WorkFailed(f"the embedded S3 server (moto) did not start: {last}; run `make setup` again")
-        environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-        with changed_environment(environment, without=FOREIGN):
-            make_buckets()
-            yield environment["AWS_ENDPOINT_URL"]
-
-
-def ended(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-@contextlib.contextmanager
-def changed_environment(values: dict[str, str], without: tuple[str, ...] = ()) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in (*values, *without)}
-    try:
-        for name in without:
-            os.environ.pop(name, None)
-        os.environ.update(values)
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def make_buckets() -> None:
-    """Both buckets of the demo, on the server that the environment names."""
-    import boto3
-
-    client = boto3.client("s3")
-    for name in (SOURCE_BUCKET, DEST_BUCKET):
-        client.create_bucket(Bucket=name)

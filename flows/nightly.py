@@ -4,8 +4,8 @@
     -> commit
 
 Here: the order, resumption, limits (deadline, failures, lease) and what Prefect shows of them. Prefect tasks are
-coarse, one a stage and chunk of shards; inside them shards go to Dask workers (cluster.py). What is done to an
-object stands in tasks/, one module a step; what is written where and how a run is taken up again in tasks/state.py.
+coarse, one a stage and chunk of shards; inside them shards go to Dask workers (cluster.py). What is done to an object
+stands in tasks/, one module a step; what is written where and how a run is taken up again in tasks/night/runs.py.
 
 A run that is killed loses the shards in flight. Everything that it decides on the whole bucket (listing, plan) is
 written down before it is acted on, and each shard's outcome depends on its inputs alone, so the run that takes it
@@ -14,56 +14,59 @@ up again ends as the undisturbed one would have.
 
 import contextlib
 import dataclasses
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
-from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
 
-from flows.cluster import Job, Pool, PrefectServer, pool, run_jobs
-from flows.console import Progress, WorkFailed, WrongUsage, say
+from flows.cluster import Job
+from flows.console import WorkFailed, WrongUsage, say
+from flows.prefect_server import PrefectServer
+from flows.run_context import NightRun, as_prefect_task, do_shards, stage_of
 from flows.settings import RunSettings, deadline_after
-from tasks import listing, plan, publish, state, summary
-from tasks.lease import Lease, LeaseHeld, LeaseLost
-from tasks.models import NoModel, codec_model, copy_model, embedding_identity, embedding_of
-from tasks.shards import Step
-from tasks.state import CATALOG_SCHEMA, Night
-from tasks.stores import AlreadyExists, NotFound, ObjectInfo, Store, StoreError, Unavailable, open_store
+from tasks.night import listing, plan, publish
+from tasks.night.catalog import CATALOG_SCHEMA, read_catalog, read_table, table_of, write_table
+from tasks.night.model_files import NoModel, codec_model, copy_model, embedding_identity, embedding_of
+from tasks.night.runs import (
+    Night,
+    clear_work,
+    finished_shards,
+    latest_manifest,
+    new_run_id,
+    read_json,
+    read_shards,
+    unfinished_run,
+    work_key,
+    write_json,
+)
+from tasks.night.shards import Step
+from tasks.report import summary
+from tasks.stores.base import AlreadyExists, NotFound, ObjectInfo, Store, StoreError
+from tasks.stores.lease import Lease, LeaseHeld, LeaseLost
+from tasks.stores.open import open_store
 
-CHUNK = 256  # shards in one Prefect task: a chunk waits for its last shard, so few and large ones
-PROGRESS_EVERY = 2.0  # seconds between updates of Prefect's progress bar
 LEAST_PSNR = 30.0  # dB: a duplicate that would come back worse is none
 INSPECT_MEMORY = 200  # bytes of memory per byte of a file, while it is fingerprinted, at the worst
-FINGERPRINT = Step("fingerprint", "tasks.inspect", "inspect_object")
-RATES = Step("rates", "tasks.rates", "sample", network=True)
-CHECK = Step("check", "tasks.second_look", "check", fetch=None, network=True)
+FINGERPRINT = Step("fingerprint", "tasks.night.fingerprint", "inspect_object")
+RATES = Step("rates", "tasks.night.rate_points", "sample", network=True)
+CHECK = Step("check", "tasks.night.verify_duplicates", "check", fetch=None, network=True)
 WAITING = "the deadline came before its turn; the next night takes it"
 
 
 def look_step(number: int) -> Step:
     """The `number`-th batch of questions whether copies are copies."""
-    return Step(f"look-{number}", "tasks.second_look", "look", fetch=None)
+    return Step(f"look-{number}", "tasks.night.verify_duplicates", "look", fetch=None)
 
 
 def compress_step(round: int = 0) -> Step:
     """The step; later rounds (of what turned out to be no duplicate) have stages of their own."""
-    return Step(f"compress-{round}" if round else "compress", "tasks.compress", "compress_object", network=True)
+    return Step(f"compress-{round}" if round else "compress", "tasks.night.compress", "compress_object", network=True)
 
 
 @flow(name="nightpress", flow_run_name="night of {source}", validate_parameters=False, retries=0)
@@ -127,75 +130,9 @@ def say_waiting(seconds: float, holder: dict) -> None:
     )
 
 
-@dataclass
-class Course:
-    """A night under way: what was asked, where, how far."""
-
-    settings: RunSettings
-    source: Store
-    dest: Store
-    night: Night
-    lease: Lease
-    stack: contextlib.ExitStack
-    base: dict | None  # manifest of the state that this night builds on
-    fresh: bool
-    resumed: bool
-    started: str
-    deadline: datetime | None
-    total: int = 0  # objects of the run
-    failed: int = 0
-    stages: list[dict] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-    workers: Pool | None = None
-    late: bool = False
-    progress_id: object = None
-
-    def log(self, event: str, **facts) -> None:
-        """A line of log.jsonl, and of the flow run's log in Prefect."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.events.append(json.dumps({"time": now, "event": event, **facts}, ensure_ascii=False, default=str))
-        if FlowRunContext.get():
-            words = " ".join(f"{name}={value}" for name, value in facts.items())
-            get_run_logger().info(f"{event} {words}".rstrip())
-
-    def save_log(self) -> None:
-        lines = "".join(line + "\n" for line in self.events)
-        self.dest.write(f"{self.night.folder}log.jsonl", lines.encode(), content_type="application/x-ndjson")
-
-    def may_start(self) -> bool:
-        """Asked before each shard: is there still time, and is DEST still ours? Raises LeaseLost."""
-        self.lease.check()
-        if self.deadline and not self.late and datetime.now(UTC) >= self.deadline:
-            self.late = True
-            self.log("deadline", deadline=self.deadline.isoformat())
-            say("nightpress: the deadline has come; finishing what is in flight, then committing what is done")
-        return not self.late
-
-    def pool(self) -> Pool:
-        """The workers, started when they are first needed."""
-        if self.workers is None:
-            s = self.settings
-            self.workers = self.stack.enter_context(pool(s.workers, s.dask, s.device))
-            self.log("workers", width=self.workers.width, gpus=self.workers.gpus, memory=self.workers.memory)
-        return self.workers
-
-    def count_failures(self, rows: pa.Table) -> None:
-        """Raises WorkFailed above --max-failed; one bad picture alone never ends a run."""
-        self.failed += pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
-        if self.total > 1 and self.failed * 100 > self.settings.max_failed * self.total:
-            reasons = rows.filter(pc.fill_null(pc.equal(rows["status"], "failed"), False))["reason"].to_pylist()
-            state.write_json(self.dest, f"{self.night.folder}work/aborted.json", {"failed": self.failed})
-            raise WorkFailed(
-                f"{self.failed} of {self.total} objects have failed, more than --max-failed "
-                f"{self.settings.max_failed:g} %: nothing was committed. "
-                f"The last reason: {reasons[-1]}. If that is as it should be, run again with a higher --max-failed; "
-                "what is done is not done again"
-            )
-
-
-def begin(settings: RunSettings, source: Store, dest: Store, lease: Lease, stack: contextlib.ExitStack) -> Course:
+def begin(settings: RunSettings, source: Store, dest: Store, lease: Lease, stack: contextlib.ExitStack) -> NightRun:
     """Find the state to build on and the run to go on with, or begin a new one."""
-    base = state.latest_manifest(dest)
+    base = latest_manifest(dest)
     if base and base.get("source", "").rstrip("/") != source.url.rstrip("/"):
         raise WrongUsage(
             f"{dest.url} holds the nights of {base.get('source')}, and SOURCE is {source.url} now: "
@@ -205,19 +142,19 @@ def begin(settings: RunSettings, source: Store, dest: Store, lease: Lease, stack
     embedding = the_embedding(settings, dest)
     fingerprint = settings.fingerprint(model.identity, *embedding_identity(embedding))
     base_id = base["run_id"] if base else None
-    begun = None if settings.fresh else state.unfinished_run(dest, fingerprint, base_id)
+    begun = None if settings.fresh else unfinished_run(dest, fingerprint, base_id)
     resumed = begun is not None
     if not resumed:
         begun = {
-            "run_id": state.new_run_id(), "fingerprint": fingerprint, "base": base_id, "fresh": settings.fresh,
+            "run_id": new_run_id(), "fingerprint": fingerprint, "base": base_id, "fresh": settings.fresh,
             "source": source.url, "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "settings": settings.parameters(),
         }  # fmt: skip
-        state.write_json(dest, f"runs/{begun['run_id']}/work/settings.json", begun)
+        write_json(dest, f"runs/{begun['run_id']}/work/settings.json", begun)
     lease.owner = begun["run_id"]
     night = night_of(settings, begun["run_id"], model.identity, embedding)
     deadline = deadline_after(settings.deadline).astimezone(UTC) if settings.deadline else None
-    course = Course(
+    course = NightRun(
         settings, source, dest, night, lease, stack, base, bool(begun.get("fresh")), resumed, begun["started"], deadline
     )
     if resumed:
@@ -232,7 +169,7 @@ def the_embedding(settings: RunSettings, dest: Store) -> str | None:
     """Night.embedding: what --dedup-embedding asks for, tried before anything is read."""
     if settings.dedup_embedding is None:
         return None
-    from tasks.embeddings import EmbeddingError
+    from tasks.duplicates.embeddings import EmbeddingError
 
     try:
         return embedding_of(dest, settings.dedup_embedding)
@@ -252,99 +189,15 @@ def night_of(settings: RunSettings, run_id: str, model: str, embedding: str | No
     )  # fmt: skip
 
 
-# --- stages as Prefect tasks ---
-
-
-def worth_retrying(task, run, task_state) -> bool:
-    """Stores and connections come back; wrong usage, too many failures and lost leases do not."""
-    try:
-        task_state.result()
-    except (Unavailable, ConnectionError, TimeoutError):
-        return True
-    except BaseException:
-        return False
-    return False
-
-
-def coarse(stage: str, label: str, body: Callable):
-    """Run `body()` as a Prefect task of its own name, tags and retries; its value."""
-    made = task(
-        name=stage, task_run_name=label, tags=["nightpress", stage], cache_policy=NO_CACHE, persist_result=False,
-        retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=worth_retrying,
-    )  # fmt: skip
-    return made(body)()
-
-
-@contextlib.contextmanager
-def stage_of(course: Course, stage: str, **facts) -> Iterator[dict]:
-    """Times a stage; its record goes into the manifest and the log."""
-    record = {"stage": stage, **facts}
-    before = time.monotonic()
-    course.log("stage begins", stage=stage, **facts)
-    yield record
-    record["seconds"] = round(time.monotonic() - before, 3)
-    course.stages.append(record)
-    course.log("stage ends", **record)
-    course.save_log()
-
-
-def do_shards(course: Course, step: Step, jobs: list[Job]) -> dict[str, pa.Table]:
-    """All shards of a stage: those whose file is there are read, the others done; table by shard.
-
-    Shards that the deadline left out are missing.
-    """
-    tables: dict[str, pa.Table] = {}
-    with stage_of(course, step.stage, shards=len(jobs), objects=sum(len(job.items) for job in jobs)) as record:
-        there = state.finished_shards(course.dest, course.night, step.stage) if course.resumed and jobs else set()
-        ready = [job.shard for job in jobs if job.shard in there]
-        for shard, table in state.read_shards(course.dest, course.night, step.stage, ready):
-            tables[shard] = table
-            if "status" in table.column_names:
-                course.count_failures(table)
-        left = [job for job in jobs if job.shard not in tables]
-        record |= {"resumed": len(ready), "busy_seconds": 0.0}
-        shown = Progress(step.stage, len(jobs))
-        if ready:
-            shown.advance(len(ready), "done before")
-        chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
-        for number, chunk in enumerate(chunks, 1):
-            if not course.may_start():
-                break
-            label = f"{step.stage} {number} of {len(chunks)}: shards {chunk[0].shard} to {chunk[-1].shard}"
-            coarse(step.stage, label, lambda chunk=chunk: do_chunk(course, step, chunk, tables, shown, record))
-        record["done"] = len(tables)
-    return tables
-
-
-def do_chunk(course: Course, step: Step, chunk: list[Job], tables: dict, shown: Progress, record: dict) -> None:
-    """The part of a stage that one Prefect task covers; a retry does what is not done yet."""
-    left = [job for job in chunk if job.shard not in tables]
-    bar = create_progress_artifact(0.0, key=f"{step.stage}-progress", description=f"{step.stage}, {len(chunk)} shards")
-    told = time.monotonic()
-    finished = len(chunk) - len(left)
-    for job, result in run_jobs(course.pool(), step, course.night, left, may_start=course.may_start):
-        table, seconds = result
-        tables[job.shard] = table
-        record["busy_seconds"] = round(record["busy_seconds"] + seconds, 3)
-        if "status" in table.column_names:
-            course.count_failures(table)
-        finished += 1
-        shown.advance()
-        if time.monotonic() - told > PROGRESS_EVERY:
-            told = time.monotonic()
-            update_progress_artifact(bar, 100.0 * finished / len(chunk))
-    update_progress_artifact(bar, 100.0 * finished / len(chunk))
-
-
 # --- the night ---
 
 
-def conduct(course: Course) -> dict:
+def conduct(course: NightRun) -> dict:
     """All stages in order; the manifest."""
     night, dest = course.night, course.dest
     with stage_of(course, "list") as record:
-        catalog = coarse("list", "read the catalog", lambda: state.read_catalog(dest, course.base))
-        listed = coarse("list", f"list {night.source}", lambda: the_listing(course, catalog))
+        catalog = as_prefect_task("list", "read the catalog", lambda: read_catalog(dest, course.base))
+        listed = as_prefect_task("list", f"list {night.source}", lambda: the_listing(course, catalog))
         record |= {"objects": listed.num_rows, "new": int((listed["shard"].to_numpy() >= 0).sum())}
     course.total = listed.num_rows
     gone = listing.vanished(listed, catalog)
@@ -359,23 +212,23 @@ def conduct(course: Course) -> dict:
         retry_failures(course)
         facts = fingerprint(course, listed)
         planned = the_plan(course, facts, known)
-        decided = press(course, planned, known)
+        decided = compress_all(course, planned, known)
         decided = with_waiting(course, listed, decided)
     return finish(course, listed, decided, catalog, gone)
 
 
-def the_listing(course: Course, catalog: pa.Table) -> pa.Table:
+def the_listing(course: NightRun, catalog: pa.Table) -> pa.Table:
     """The listing that this run goes by: written down once, read again when it is taken up."""
     key = f"{course.night.folder}work/listing.parquet"
     if course.resumed:
         with contextlib.suppress(NotFound):
-            return state.read_table(course.dest, key)
+            return read_table(course.dest, key)
     settings = course.settings
     infos = infos_of(settings, course.source)
     listed = listing.list_source(infos, settings.selects, lambda n: say(f"list: {n:,} objects so far"))
     compared = listing.compare(listed, catalog.slice(0, 0) if course.fresh else catalog, settings.max_objects)
     table = listing.with_shards(compared, settings.shard_size)
-    state.write_table(course.dest, key, table)
+    write_table(course.dest, key, table)
     return table
 
 
@@ -383,21 +236,21 @@ def infos_of(settings: RunSettings, source: Store) -> Iterable[ObjectInfo]:
     """What SOURCE, or the inventory that stands for it, lists."""
     if not settings.inventory:
         return source.list()
-    from tasks.inventory import read_inventory
+    from tasks.stores.inventory import read_inventory
 
     return read_inventory(settings.inventory, source)
 
 
-def retry_failures(course: Course) -> None:
+def retry_failures(course: NightRun) -> None:
     """After an abort for too many failures: forget the shards with failures that may have passed."""
     key = f"{course.night.folder}work/aborted.json"
-    if not course.resumed or state.read_json(course.dest, key) is None:
+    if not course.resumed or read_json(course.dest, key) is None:
         return
     for stage in ("fingerprint", "compress"):
-        names = sorted(state.finished_shards(course.dest, course.night, stage))
-        for shard, table in state.read_shards(course.dest, course.night, stage, names):
+        names = sorted(finished_shards(course.dest, course.night, stage))
+        for shard, table in read_shards(course.dest, course.night, stage, names):
             if pc.any(table["retry"]).as_py():
-                course.dest.delete(state.work_key(course.night, stage, shard))
+                course.dest.delete(work_key(course.night, stage, shard))
                 course.dest.delete(f"{course.night.folder}work/plan.parquet")
     course.dest.delete(key)
 
@@ -412,7 +265,7 @@ def by_shard(rows: pa.Table, shard: np.ndarray) -> Iterator[tuple[int, list[dict
         yield int(shard[part[0]]), rows.take(pa.array(part)).to_pylist()
 
 
-def fingerprint(course: Course, listed: pa.Table) -> pa.Table:
+def fingerprint(course: NightRun, listed: pa.Table) -> pa.Table:
     """Rows of every new object that was reached, in CATALOG_SCHEMA, with the column `shard`."""
     most = INSPECT_MEMORY * course.settings.max_pixels // 10
     jobs = [
@@ -428,12 +281,12 @@ def fingerprint(course: Course, listed: pa.Table) -> pa.Table:
     return pa.concat_tables(parts) if parts else empty
 
 
-def the_plan(course: Course, facts: pa.Table, known: pa.Table) -> pa.Table:
+def the_plan(course: NightRun, facts: pa.Table, known: pa.Table) -> pa.Table:
     """Rows with duplicates decided (and, with a budget, qualities): written down before it is acted on."""
     key = f"{course.night.folder}work/plan.parquet"
     if course.resumed:
         with contextlib.suppress(NotFound):
-            return state.read_table(course.dest, key)
+            return read_table(course.dest, key)
     with stage_of(course, "deduplicate", objects=facts.num_rows) as record:
         rounds = iter(range(1_000_000))
 
@@ -443,13 +296,15 @@ def the_plan(course: Course, facts: pa.Table, known: pa.Table) -> pa.Table:
         def decide() -> list[dict | None]:
             return plan.find_duplicates(facts, known, course.settings.dedup, confirm, proposed_from(course.settings))
 
-        found = decide() if course.settings.dedup == "near" else coarse("deduplicate", "find duplicates", decide)
+        found = (
+            decide() if course.settings.dedup == "near" else as_prefect_task("deduplicate", "find duplicates", decide)
+        )
         record["duplicates"] = sum(one is not None for one in found)
         planned = plan.with_columns(facts, found)
     if course.settings.budget:
         bring_model(course)
         planned = share_budget(course, planned)
-    state.write_table(course.dest, key, planned)
+    write_table(course.dest, key, planned)
     return planned
 
 
@@ -457,12 +312,12 @@ def proposed_from(settings: RunSettings) -> float:
     """The cosine from which embeddings propose a copy."""
     if settings.dedup_embedding is None:
         return 1.0
-    from tasks.embeddings import proposed_from
+    from tasks.duplicates.embeddings import proposed_from
 
     return proposed_from(settings.dedup_embedding)
 
 
-def look(course: Course, pairs: list[tuple[dict, dict]], step: Step, prefix: str) -> list[plan.Answer]:
+def look(course: NightRun, pairs: list[tuple[dict, dict]], step: Step, prefix: str) -> list[plan.Answer]:
     """Second looks at (keeper, member) pairs on the workers, in their order; those the deadline left out: no."""
     items = plan.look_items(pairs)
     size = max(1, min(8, len(items) // (4 * max(1, course.pool().width))))
@@ -479,9 +334,9 @@ def look(course: Course, pairs: list[tuple[dict, dict]], step: Step, prefix: str
     return [answers.get((keeper["key"], member["key"]), plan.Answer(False)) for keeper, member in pairs]
 
 
-def share_budget(course: Course, planned: pa.Table) -> pa.Table:
+def share_budget(course: NightRun, planned: pa.Table) -> pa.Table:
     """What --budget gives each picture: rate points on the workers, allocation here."""
-    from tasks import budget
+    from tasks.night import budget
 
     jobs = [
         Job(f"{shard:06d}", items, max(plan.memory_of(item) for item in items))
@@ -492,7 +347,7 @@ def share_budget(course: Course, planned: pa.Table) -> pa.Table:
     with stage_of(course, "plan", budget=str(course.settings.budget)) as record:
         keys = planned["key"].to_pylist()
         sizes = dict(zip(keys, planned["size"].to_pylist(), strict=True))
-        spent = coarse("plan", "share the budget", lambda: budget.share(points, course.settings.budget, sizes))
+        spent = as_prefect_task("plan", "share the budget", lambda: budget.share(points, course.settings.budget, sizes))
         record |= spent.facts
         planned = plan.with_columns(planned, [spent.changes.get(key) for key in keys])
     return waiting(planned, ~pc.is_in(planned["key"], value_set=points["key"].combine_chunks()).to_numpy())
@@ -504,7 +359,7 @@ def picture_shards(planned: pa.Table) -> list[tuple[int, list[dict]]]:
     return list(by_shard(planned.drop_columns("shard"), shard))
 
 
-def press(course: Course, planned: pa.Table, known: pa.Table) -> pa.Table:
+def compress_all(course: NightRun, planned: pa.Table, known: pa.Table) -> pa.Table:
     """Compress what stands for itself; look after the duplicates; compress those that have lost their keeper.
 
     Final rows of everything in `planned`, sorted by key.
@@ -542,15 +397,15 @@ def press(course: Course, planned: pa.Table, known: pa.Table) -> pa.Table:
     return plan.with_columns(rows, [change if alone else None for alone in lonely])
 
 
-def bring_model(course: Course) -> None:
+def bring_model(course: NightRun) -> None:
     """The codec's model under DEST, before the first bitstream that needs it."""
-    coarse("plan", f"copy model {course.night.model}", lambda: copy_model(course.dest, course.night.model))
+    as_prefect_task("plan", f"copy model {course.night.model}", lambda: copy_model(course.dest, course.night.model))
 
 
 NOT_PAID = "it would come back too different from its keeper's bitstream, and the budget is spent"
 
 
-def compressed(course: Course, rows: pa.Table, step: Step, shards: list[tuple[str, list[dict]]]) -> pa.Table:
+def compressed(course: NightRun, rows: pa.Table, step: Step, shards: list[tuple[str, list[dict]]]) -> pa.Table:
     """The rows after a round of compression; what the deadline left out is as before."""
     jobs = [Job(shard, items, max(plan.memory_of(item) for item in items)) for shard, items in shards]
     tables = do_shards(course, step, jobs)
@@ -576,7 +431,7 @@ STANDALONE = {
 }  # fmt: skip
 
 
-def follow_keepers(course: Course, rows: pa.Table, known: pa.Table, checked: bool) -> pa.Table:
+def follow_keepers(course: NightRun, rows: pa.Table, known: pa.Table, checked: bool) -> pa.Table:
     """Duplicates take their keeper's place under DEST; without a keeper, or too far from its bitstream, status null.
 
     `checked`: near duplicates have been compared with their keepers' bitstreams before.
@@ -614,7 +469,7 @@ def follow_keepers(course: Course, rows: pa.Table, known: pa.Table, checked: boo
     return plan.with_columns(rows, changes)
 
 
-def check_near(course: Course, members: list[dict], keepers: dict[str, dict]) -> dict:
+def check_near(course: NightRun, members: list[dict], keepers: dict[str, dict]) -> dict:
     """(keeper key, sha256) -> second look for near duplicates of compressed keepers, each content once."""
     pairs, asked = [], {}
     for member in members:
@@ -629,25 +484,25 @@ def check_near(course: Course, members: list[dict], keepers: dict[str, dict]) ->
     return {mark: answers[place] for mark, place in asked.items()}
 
 
-def with_waiting(course: Course, listed: pa.Table, decided: pa.Table) -> pa.Table:
+def with_waiting(course: NightRun, listed: pa.Table, decided: pa.Table) -> pa.Table:
     """The decided rows and, for new objects that the deadline left out, `kept` ones."""
     new = listed.filter(pc.greater_equal(listed["shard"], 0))
     left = new.filter(pc.invert(pc.is_in(new["key"], value_set=decided["key"].combine_chunks())))
     change = {"status": "kept", "reason": WAITING, "retry": True}
     rows = [listing.listed_row(course.night, item) | change for item in left.to_pylist()]
-    return pa.concat_tables([decided, state.table_of(rows, CATALOG_SCHEMA)])
+    return pa.concat_tables([decided, table_of(rows, CATALOG_SCHEMA)])
 
 
 # --- the end ---
 
 
-def finish(course: Course, listed: pa.Table, decided: pa.Table, catalog: pa.Table, gone: np.ndarray) -> dict:
+def finish(course: NightRun, listed: pa.Table, decided: pa.Table, catalog: pa.Table, gone: np.ndarray) -> dict:
     """Report, page, artifacts, then the manifest."""
     night, dest = course.night, course.dest
     with stage_of(course, "report") as record:
         rows, whole = publish.whole_state(listed, decided, catalog, gone)
         publish.check_state(whole)
-        about = coarse(
+        about = as_prefect_task(
             "report", "report and catalog", lambda: publish.write_tables(dest, night.run_id, rows, whole, course.source)
         )
         record["objects"] = rows.num_rows
@@ -660,18 +515,18 @@ def finish(course: Course, listed: pa.Table, decided: pa.Table, catalog: pa.Tabl
         workers=course.workers.width if course.workers else 0, deadline_reached=course.late,
     )  # fmt: skip
     with stage_of(course, "page"):
-        coarse("report", "HTML page", lambda: write_page(course, report, manifest))
+        as_prefect_task("report", "HTML page", lambda: write_page(course, report, manifest))
         show_in_prefect(course, report, manifest)
     course.lease.check()
     manifest["finished"] = datetime.now(UTC).isoformat(timespec="milliseconds")
     try:
-        coarse("commit", f"commit {night.run_id}", lambda: publish.commit(dest, manifest))
+        as_prefect_task("commit", f"commit {night.run_id}", lambda: publish.commit(dest, manifest))
     except AlreadyExists:
         raise WorkFailed(f"run {night.run_id} was committed by somebody else; nothing was overwritten") from None
     course.log("committed", **{name: manifest[name] for name in ("objects", "source_bytes", "stored_bytes", "counts")})
     course.save_log()
     with contextlib.suppress(StoreError):  # what is left over is only litter
-        state.clear_work(dest, night)
+        clear_work(dest, night)
     if course.settings.strict and manifest["counts"]["failed"]:
         raise FailedRows(manifest)
     return manifest
@@ -696,9 +551,9 @@ def configuration(settings: RunSettings) -> dict:
     }  # fmt: skip
 
 
-def write_page(course: Course, report: pa.Table, manifest: dict) -> None:
+def write_page(course: NightRun, report: pa.Table, manifest: dict) -> None:
     """The HTML page; drawn by a worker where there are any, since that loads the codec."""
-    from tasks import page
+    from tasks.report import page
 
     html, parts = None, (report, manifest, course.source, course.dest)
     if course.workers and not course.workers.gpus:
@@ -709,7 +564,7 @@ def write_page(course: Course, report: pa.Table, manifest: dict) -> None:
     publish.write_page(course.dest, manifest["run_id"], html or page.build(*parts))
 
 
-def show_in_prefect(course: Course, report: pa.Table, manifest: dict) -> None:
+def show_in_prefect(course: NightRun, report: pa.Table, manifest: dict) -> None:
     """Summary, the ten largest savings and the link, as artifacts of the flow run."""
     words = summary.text(report, manifest)
     create_markdown_artifact(f"```\n{words}\n```", key="nightpress-summary", description=f"run {manifest['run_id']}")

@@ -2,7 +2,7 @@
 
 Here: the options' names, types, ranges, defaults and clashes; which of them decide the results
 (`fingerprint`, by which an unfinished run is recognised). Carrying the options out is nightly.py's
-business, what a store's URL means is tasks/stores.py's.
+business, what a store's URL means is tasks/stores's.
 """
 
 import argparse
@@ -195,7 +195,7 @@ class RunSettings:
 
     def refuse_overlap(self) -> None:
         """WrongUsage where SOURCE and DEST share objects (the night would compress its own output) or are no places."""
-        from tasks.stores import overlap
+        from tasks.stores.open import overlap
 
         try:
             shared = overlap(self.source, self.dest)

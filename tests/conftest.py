@@ -13,7 +13,7 @@ import uuid
 import pytest
 
 from deploy.radosgw import RadosGateway, die_with_parent, free_port, missing_programs
-from tasks.stores import open_store
+from tasks.stores.open import open_store
 
 AWS_VARIABLES = (
     "AWS_ENDPOINT_URL",

@@ -33,9 +33,10 @@ def register(subparsers) -> None:
 
 
 def demo(args: argparse.Namespace) -> int:
-    from flows.demo import DEST_BUCKET, SOURCE_BUCKET, changed_environment, embedded_s3, fill, make_buckets, surprises
+    from flows.demo import fill, surprises
+    from flows.embedded_s3 import DEST_BUCKET, SOURCE_BUCKET, changed_environment, embedded_s3, make_buckets
     from flows.settings import Target
-    from tasks.stores import open_store
+    from tasks.stores.open import open_store
 
     try:
         Target.parse(args.target)
@@ -100,8 +101,8 @@ def page_folder(wanted: Path | None) -> Path:
 
 def outcome(dest, folder: Path) -> tuple[Path, list[dict]]:
     """The newest run's report.html, copied out of DEST, and the rows of its table."""
-    from tasks.publish import read_report
-    from tasks.state import latest_manifest
+    from tasks.night.publish import read_report
+    from tasks.night.runs import latest_manifest
 
     manifest = latest_manifest(dest)
     if manifest is None:

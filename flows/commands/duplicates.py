@@ -1,6 +1,6 @@
 """`nightpress dedup` and `nightpress similar`: duplicates on their own; nothing is stored in or taken from SOURCE.
 
-What they do stands in tasks/survey.py; here only options, progress and output.
+What they do stands in tasks/duplicates/scan.py; here only options, progress and output.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def register(subparsers) -> None:
 
 def embedder_of(option: str, kind: str | None):
     """The network that an option names, None where it is not given."""
-    from tasks.embeddings import EmbeddingError, open_embedder
+    from tasks.duplicates.embeddings import EmbeddingError, open_embedder
 
     try:
         return open_embedder(kind) if kind else None
@@ -62,9 +62,10 @@ def embedder_of(option: str, kind: str | None):
 
 def _surveyed(args: argparse.Namespace, embedder=None):
     """The store and a row per object, with its vector where there is an embedder; progress on stderr."""
-    from tasks.embeddings import EmbeddingError
-    from tasks.stores import StoreError, open_store
-    from tasks.survey import survey
+    from tasks.duplicates.embeddings import EmbeddingError
+    from tasks.duplicates.scan import scan_store
+    from tasks.stores.base import StoreError
+    from tasks.stores.open import open_store
 
     if args.threads is not None and args.threads < 1:
         raise WrongUsage(f"--threads {args.threads}: at least 1")
@@ -77,7 +78,7 @@ def _surveyed(args: argparse.Namespace, embedder=None):
         raise WorkFailed(f"can't list {args.source}: {error}") from error
     progress, rows = Progress("fingerprint", len(objects)), []
     try:
-        for row in survey(store, objects, threads=args.threads, max_pixels=args.max_pixels, embedder=embedder):
+        for row in scan_store(store, objects, threads=args.threads, max_pixels=args.max_pixels, embedder=embedder):
             rows.append(row)
             progress.advance()
     except EmbeddingError as error:
@@ -93,8 +94,8 @@ def run_dedup(args: argparse.Namespace) -> int:
             f"--kind {args.kind} and --dedup-embedding {args.dedup_embedding} exclude each other: "
             "embeddings propose altered copies; use --kind near or leave --dedup-embedding out"
         )
-    from tasks.embeddings import proposed_from
-    from tasks.survey import altered, freed, group, groups_table
+    from tasks.duplicates.embeddings import proposed_from
+    from tasks.duplicates.scan import altered, freed, group, groups_table
 
     store, rows = _surveyed(args, embedder_of("--dedup-embedding", args.dedup_embedding))
     unreadable = [row for row in rows if "error" in row]
@@ -123,7 +124,7 @@ def run_dedup(args: argparse.Namespace) -> int:
     if args.out:
         import pyarrow.parquet as pq
 
-        from tasks.gallery import groups_page
+        from tasks.report.gallery import groups_page
 
         pq.write_table(groups_table(groups + others), args.out / "groups.parquet")
         page = groups_page(store, args.source, groups, others, len(rows), len(unreadable))
@@ -164,7 +165,7 @@ def run_dedup(args: argparse.Namespace) -> int:
 
 def listed(members: list[dict]) -> dict:
     """A group in JSON."""
-    from tasks.survey import freed
+    from tasks.duplicates.scan import freed
 
     names = ("key", "duplicate_kind", "hamming_distance", "psnr", "reason", "source_bytes")
     if members[1]["duplicate_kind"] == "altered":
@@ -181,13 +182,13 @@ def run_similar(args: argparse.Namespace) -> int:
     import io
 
     from codec.pixels import PictureError, open_picture
-    from tasks.album import flat
-    from tasks.duplicates import look_alike
-    from tasks.embeddings import EmbeddingError
-    from tasks.fingerprint import fingerprints
-    from tasks.gallery import similar_page
-    from tasks.stores import StoreError
-    from tasks.survey import nearest
+    from tasks.duplicates.embeddings import EmbeddingError
+    from tasks.duplicates.perceptual_hash import fingerprints
+    from tasks.duplicates.rules import look_alike
+    from tasks.duplicates.scan import nearest
+    from tasks.report.gallery import similar_page
+    from tasks.report.thumbnails import flat
+    from tasks.stores.base import StoreError
 
     if args.top < 1:
         raise WrongUsage(f"--top {args.top}: at least 1")
@@ -223,7 +224,7 @@ def run_similar(args: argparse.Namespace) -> int:
                 look = None
             row["verdict"] = "not compared" if look is None else "a copy" if look.alike else "not a copy"
             if args.embedding and look is not None and not look.alike:
-                from tasks.confirm import is_copy
+                from tasks.duplicates.local_features import is_copy
 
                 seen = is_copy(picture, other)
                 row["verdict"] = f"an altered copy: {seen.why}" if seen.copy else row["verdict"]

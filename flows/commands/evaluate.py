@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from codec import CodecError
     from codec.coder import get_model
     from codec.evaluate import evaluate
-    from tasks.restoration import Postfilter, RestorationError
+    from tasks.restoration.apply import Postfilter, RestorationError
 
     bars: dict[str, Progress] = {}
 

@@ -89,7 +89,7 @@ def run_encode(args: argparse.Namespace) -> int:
 
     from codec import CodecError, PictureError, coder, open_picture
     from codec.rate import target_level
-    from tasks.restoration import Postfilter, RestorationError
+    from tasks.restoration.apply import Postfilter, RestorationError
 
     start = time.perf_counter()
     try:
@@ -138,7 +138,7 @@ def run_decode(args: argparse.Namespace) -> int:
     _need_folder(args.image)
 
     from codec import CodecError, decode_picture, info, picture_bytes
-    from tasks.restoration import Postfilter, RestorationError
+    from tasks.restoration.apply import Postfilter, RestorationError
 
     try:
         postfilter = Postfilter(codec=info(data)["model"], device=args.device) if args.postfilter else None

@@ -1,7 +1,7 @@
 """`nightpress runs` and `nightpress report`: what the nights under DEST did, from their own records.
 
-Reads manifest.json and report/*.parquet, writes nothing under DEST. What the figures mean stands in tasks/savings.py,
-the words in tasks/summary.py, the page in tasks/page.py.
+Reads manifest.json and report/*.parquet, writes nothing under DEST. What the figures mean stands in
+tasks/report/savings.py, the words in tasks/report/summary.py, the page in tasks/report/page.py.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def _ids(store, dest: str) -> list[str]:
 
 def _manifest(store, run: str) -> dict | None:
     """The run's manifest, None where it has none (yet)."""
-    from tasks.stores import NotFound
+    from tasks.stores.base import NotFound
 
     try:
         manifest = json.loads(store.read(f"runs/{run}/manifest.json"))
@@ -64,7 +64,7 @@ def _manifest(store, run: str) -> dict | None:
 
 
 def _store(dest: str):
-    from tasks.stores import open_store
+    from tasks.stores.open import open_store
 
     try:
         return open_store(dest)
@@ -73,9 +73,9 @@ def _store(dest: str):
 
 
 def list_runs(args: argparse.Namespace) -> int:
-    from tasks import summary
-    from tasks.rows import STATUSES
-    from tasks.stores import StoreError
+    from tasks.report import summary
+    from tasks.report.schema import STATUSES
+    from tasks.stores.base import StoreError
 
     store = _store(args.dest)
     try:
@@ -165,7 +165,7 @@ def _parquet(store, folder: str, wanted):
 
 def _figures(table, manifest: dict, region: str | None, storage_class: str | None) -> dict:
     """All that the summary tells, for scripts."""
-    from tasks import savings, summary
+    from tasks.report import savings, summary
 
     totals, bill = savings.totals(table), savings.bill(table, manifest, region=region, storage_class=storage_class)
 
@@ -193,8 +193,8 @@ def _figures(table, manifest: dict, region: str | None, storage_class: str | Non
 
 
 def show_report(args: argparse.Namespace) -> int:
-    from tasks import savings, summary
-    from tasks.stores import StoreError
+    from tasks.report import savings, summary
+    from tasks.stores.base import StoreError
 
     store, storage_class = _store(args.dest), args.storage_class
     try:
@@ -221,14 +221,15 @@ def show_report(args: argparse.Namespace) -> int:
 def _page(store, table, manifest: dict, args: argparse.Namespace) -> bytes:
     """The page as the night wrote it, which has its before-pictures even when the originals are gone; built anew for
     other prices, or where the run has none."""
-    from tasks.stores import NotFound, open_store
+    from tasks.stores.base import NotFound
+    from tasks.stores.open import open_store
 
     if not (args.region or args.storage_class):
         try:
             return store.read(f"runs/{manifest['run_id']}/report.html")
         except NotFound:
             say("the run has no page of its own; making one")
-    from tasks import page
+    from tasks.report import page
 
     try:
         source = open_store(str(manifest["source"]))

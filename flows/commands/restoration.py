@@ -1,4 +1,4 @@
-"""`nightpress evaluate-restoration`: the tables and strips of restoration_evaluate.py for folders named on the line."""
+"""`nightpress evaluate-restoration`: the tables and strips of tasks/restoration/evaluate.py for folders."""
 
 import argparse
 import json
@@ -56,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> int:
     import pyarrow.parquet as pq
     import torch
 
-    from tasks import restoration_evaluate as evaluation
+    from tasks.restoration import evaluate as evaluation
 
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)

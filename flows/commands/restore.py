@@ -1,6 +1,6 @@
 """`nightpress restore`: gives back every key of the latest complete state, or of a run.
 
-What is read, checked and written stands in tasks/restore.py; here are arguments, progress and the exit code.
+What is read, checked and written stands in tasks/recovery/restore.py; here are arguments, progress and the exit code.
 """
 
 import argparse
@@ -36,8 +36,10 @@ def give_back(args: argparse.Namespace) -> int:
     if args.workers is not None and args.workers < 1:
         raise WrongUsage(f"--workers {args.workers}: at least 1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads decode pictures, not parts of one
-    from tasks.restore import ODD, CannotRestore, PlacesOverlap, restore
-    from tasks.stores import StoreError, open_store
+    from tasks.recovery.names import ODD
+    from tasks.recovery.restore import CannotRestore, PlacesOverlap, restore
+    from tasks.stores.base import StoreError
+    from tasks.stores.open import open_store
 
     for place in filter(None, (args.dest, args.out, args.source)):
         try:

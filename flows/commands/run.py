@@ -28,11 +28,11 @@ def run(args: argparse.Namespace) -> int:
     # Before Prefect is imported, which reads them once: nothing is told to anybody, errors are told once and by us.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    from flows.cluster import PrefectServer
+    from flows.prefect_server import PrefectServer
 
     with PrefectServer() as server:  # its start overlaps with our imports
         from flows.nightly import FailedRows, night_on
-        from tasks.models import NoModel
+        from tasks.night.model_files import NoModel
 
         code = 0
         try:
@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
 def tell(settings: RunSettings, manifest: dict, as_json: bool) -> None:
     """The run's outcome on stdout, where its report lies on stderr."""
-    from tasks import publish, summary
-    from tasks.stores import open_store
+    from tasks.night import publish
+    from tasks.report import summary
+    from tasks.stores.open import open_store
 
     dest = open_store(settings.dest)
     if as_json:
@@ -64,14 +65,17 @@ def estimate(settings: RunSettings, as_json: bool) -> int:
     from flows.cluster import cores
     from flows.console import Progress
     from flows.nightly import infos_of, night_of
-    from tasks import listing, sample, state
-    from tasks.models import NoModel, codec_model
-    from tasks.stores import StoreError, open_store
+    from tasks.night import dry_run, listing
+    from tasks.night.catalog import read_catalog
+    from tasks.night.model_files import NoModel, codec_model
+    from tasks.night.runs import latest_manifest
+    from tasks.stores.base import StoreError
+    from tasks.stores.open import open_store
 
     source, dest = open_store(settings.source), open_store(settings.dest)
     try:
         listed = listing.list_source(infos_of(settings, source), settings.selects)
-        catalog = state.read_catalog(dest, state.latest_manifest(dest))
+        catalog = read_catalog(dest, latest_manifest(dest))
         new = listing.compare(listed, catalog, settings.max_objects)
         night = night_of(settings, "dry-run", codec_model().identity, None)  # an estimate goes by hashes
         shown: list[Progress] = []
@@ -82,7 +86,7 @@ def estimate(settings: RunSettings, as_json: bool) -> int:
             shown[0].advance(done - shown[0].done)
 
         budget = settings.budget
-        result = sample.foretell(
+        result = dry_run.foretell(
             night,
             listing.new_objects(new),
             budget_bytes=budget.bytes if budget else None,
@@ -92,5 +96,5 @@ def estimate(settings: RunSettings, as_json: bool) -> int:
         )
     except (StoreError, NoModel, ValueError) as error:
         raise WorkFailed(str(error)) from None
-    print(json.dumps(result.as_dict(), indent=1) if as_json else sample.text(result).rstrip("\n"))
+    print(json.dumps(result.as_dict(), indent=1) if as_json else dry_run.text(result).rstrip("\n"))
     return 0

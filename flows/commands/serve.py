@@ -108,7 +108,7 @@ def api_url(name: str) -> Iterator[str]:
     Unlike the one that a single night starts (flows/cluster.py) it has a scheduler, and its pages. Its history is
     kept in $XDG_CACHE_HOME/nightpress/schedule/<name>. Raises WorkFailed.
     """
-    from flows.cluster import answers, profile_url
+    from flows.prefect_server import answers, profile_url
 
     given = os.environ.get("PREFECT_API_URL") or profile_url()
     if given:
@@ -132,7 +132,7 @@ def api_url(name: str) -> Iterator[str]:
 @contextlib.contextmanager
 def started_server(home: Path) -> Iterator[str]:
     """Prefect's server on a free loopback port with its database in `home`; its API's URL once it answers."""
-    from flows.cluster import DIES_WITH_PARENT, answers, free_port, tail
+    from flows.prefect_server import DIES_WITH_PARENT, answers, free_port, tail
 
     port, log = free_port(), str(home / "server.log")
     url = f"http://127.0.0.1:{port}/api"

@@ -2,7 +2,7 @@
 
     tests/bench/bench_catalog.py [--known 1000000] [--new 10000] [--vectors] [--only steps|night] [--out FILE.json]
 
-The catalog is made up, as tasks/state.py stores it: every column filled, keys in 120 folders, eight rows in ten
+The catalog is made up, as tasks/night/catalog.py stores it: every column filled, keys in 120 folders, eight rows in ten
 compressed, one in ten a duplicate of the row before it, the rest kept, skipped or failed; hashes are bench_pairs.py's
 `skewed` codes, one in ten a near copy of another. Of the new rows one in fifty has the bytes of a known picture, one in
 fifty its pixels. Steps are the night's own functions in its own order, in one fresh process; peak memory is the whole
@@ -63,7 +63,7 @@ def stored_vectors(vectors: np.ndarray) -> list[bytes]:
 
 def made_up(known: int, new: int, start: int, stop: int, vectors: bool = False) -> pa.Table:
     """Rows start..stop of the catalog (below `known`), or of the new objects after it; CATALOG_SCHEMA, by key."""
-    from tasks.state import CATALOG_SCHEMA
+    from tasks.night.catalog import CATALOG_SCHEMA
 
     n, random = stop - start, np.random.default_rng([11, start])
     at = np.arange(start, stop)
@@ -143,14 +143,15 @@ def planted(rows: pa.Table, catalog: pa.Table, vectors: bool) -> pa.Table:
 
 def write_catalog(dest: str, known: int, new: int, vectors: bool) -> int:
     """The catalog and the manifest that names it, under DEST; its bytes."""
-    from tasks import state
-    from tasks.stores import open_store
+    from tasks.night.catalog import PART_ROWS, write_table
+    from tasks.night.runs import write_json
+    from tasks.stores.open import open_store
 
     store = open_store(dest)
-    for number, start in enumerate(range(0, known, state.PART_ROWS)):
-        part = made_up(known, new, start, min(start + state.PART_ROWS, known), vectors)
-        state.write_table(store, f"catalog/{RUN}/part-{number:05d}.parquet", part)
-    state.write_json(store, f"runs/{RUN}/manifest.json", {"run_id": RUN, "catalog": f"catalog/{RUN}/"})
+    for number, start in enumerate(range(0, known, PART_ROWS)):
+        part = made_up(known, new, start, min(start + PART_ROWS, known), vectors)
+        write_table(store, f"catalog/{RUN}/part-{number:05d}.parquet", part)
+    write_json(store, f"runs/{RUN}/manifest.json", {"run_id": RUN, "catalog": f"catalog/{RUN}/"})
     return sum(info.size for info in store.list("catalog/"))
 
 
@@ -180,15 +181,18 @@ class Steps:
 
 def steps(dest: str, known: int, new: int, vectors: bool) -> dict:
     """The coordinator's part of the night over the catalog under DEST."""
-    from tasks import listing, plan, publish, state
-    from tasks.stores import ObjectInfo, open_store
+    from tasks.night import listing, plan, publish
+    from tasks.night.catalog import read_catalog
+    from tasks.night.runs import latest_manifest
+    from tasks.stores.base import ObjectInfo
+    from tasks.stores.open import open_store
 
     fresh = made_up(known, new, known, known + new, vectors)
     warm = fresh.slice(0, 50)
     plan.find_duplicates(warm, fresh.slice(50, 50), "near", lambda pairs: [])  # compiled, or loaded as compiled
     store, asked, clock = open_store(dest), [], Steps()
-    manifest = state.latest_manifest(store)
-    catalog = clock.time("read the catalog", lambda: state.read_catalog(store, manifest))
+    manifest = latest_manifest(store)
+    catalog = clock.time("read the catalog", lambda: read_catalog(store, manifest))
     fresh = planted(fresh, catalog, vectors)
 
     def infos():
@@ -279,10 +283,10 @@ def nights(folder: Path, known: int, new: int) -> dict:
     from bench_night import cut
     from PIL import Image
 
-    from flows.demo import SOURCE_BUCKET, embedded_s3
-    from tasks import state
-    from tasks.publish import read_report
-    from tasks.stores import open_store
+    from flows.embedded_s3 import SOURCE_BUCKET, embedded_s3
+    from tasks.night.catalog import PART_ROWS, read_catalog, write_table
+    from tasks.night.publish import read_report
+    from tasks.stores.open import open_store
 
     cut(folder / "pictures", OLD + FRESH, None)
     pictures = sorted((folder / "pictures").iterdir())
@@ -298,9 +302,9 @@ def nights(folder: Path, known: int, new: int) -> dict:
         wall, manifest, _ = the_night([source, str(dest)])
         out = {"first": {"seconds": round(wall, 1), "counts": manifest["counts"]}}
         store = open_store(str(dest))
-        for number, start in enumerate(range(0, known, state.PART_ROWS)):
-            part = made_up(known, new, start, min(start + state.PART_ROWS, known))
-            state.write_table(store, f"{manifest['catalog']}part-9{number:04d}.parquet", part)
+        for number, start in enumerate(range(0, known, PART_ROWS)):
+            part = made_up(known, new, start, min(start + PART_ROWS, known))
+            write_table(store, f"{manifest['catalog']}part-9{number:04d}.parquet", part)
         for path in pictures[OLD:]:
             put(f"real/{path.name}", path.read_bytes())
         for path in pictures[:COPIES]:
@@ -309,7 +313,7 @@ def nights(folder: Path, known: int, new: int) -> dict:
             put(f"real/again-{path.name}", again.getvalue())
         real = [{"key": info.key, "size": info.size, "etag": info.etag, "modified": info.modified}
                 for info in open_store(source).list()]  # fmt: skip
-        catalog = state.read_catalog(store, manifest).select(["key", "size", "etag", "modified"])
+        catalog = read_catalog(store, manifest).select(["key", "size", "etag", "modified"])
         known_rows = catalog.filter(~np.char.startswith(np.array(catalog["key"].to_pylist(), str), "real/"))
         (folder / "inventory").mkdir()
         listed = write_inventory(folder / "inventory", SOURCE_BUCKET, [known_rows, pa.Table.from_pylist(real)])

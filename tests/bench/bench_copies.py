@@ -12,9 +12,10 @@ the other tiles of the same photographs, and that the same words and frames stan
 A pair (copy, original) is right or wrong; each method has one threshold for all attacks, the loosest at which 99 % of
 the pairs it accepts are right. Not counted are pairs that show the same area although neither was made of the other:
 overlapping tiles of one original, and tiles of two files of one photograph, whose names differ in the eight digits of
-the file's hash only. The copy network with confirmation looks at the 10 nearest and counts what confirm.py confirms,
-once ranked by points that agree, and once, `its own rule`, whatever it confirms. Wrong pairs that it confirms are
-printed, and laid side by side under --out, so that labels can be checked by eye.
+the file's hash only. The copy network with confirmation looks at the 10 nearest and counts what
+tasks/duplicates/local_features.py confirms, once ranked by points that agree, and once, `its own rule`, whatever it
+confirms. Wrong pairs that it confirms are printed, and laid side by side under --out, so that labels can be checked by
+eye.
 
 Truth sets (--truth): groups.json and ukbench files as evaluate_duplicates.py reads them, images4 pairs by file name;
 pairs of one group against all others. Results: copies.json and copies.md under --out.
@@ -33,11 +34,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from tasks.confirm import compare, features
-from tasks.duplicates import look_alike
-from tasks.embedding_train import picture_files
-from tasks.embeddings import KINDS, embed, network_id
-from tasks.fingerprint import fingerprints, hex_to_codes
+from tasks.duplicates.embedding_train import picture_files
+from tasks.duplicates.embeddings import KINDS, embed, network_id
+from tasks.duplicates.local_features import compare, features
+from tasks.duplicates.perceptual_hash import fingerprints, hex_to_codes
+from tasks.duplicates.rules import look_alike
 
 PRECISION = 0.99
 NEAREST = 10

@@ -19,7 +19,7 @@ import imagehash
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from tasks.fingerprint import HASHES, REDUCED_SIDE, fingerprints, hex_to_codes
+from tasks.duplicates.perceptual_hash import HASHES, REDUCED_SIDE, fingerprints, hex_to_codes
 
 
 def pictures(folder: Path | None, limit: int) -> list[Image.Image]:

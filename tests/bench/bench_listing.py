@@ -94,15 +94,16 @@ def peak_mb() -> float:
 def measure(kind: str, place: str, held: bool) -> dict:
     """One listing, in this process; `held`: all entries kept in a list and sorted, not only counted."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tasks import stores
-    from tasks.inventory import read_inventory
+    from tasks.stores import s3
+    from tasks.stores.inventory import read_inventory
+    from tasks.stores.open import open_store
 
-    store = stores.open_store("s3://bucket" if kind != "folder" else place)
+    store = open_store("s3://bucket" if kind != "folder" else place)
     requests: list[int] = []
     if kind == "serial":
-        stores.LISTING_THREADS = 1
+        s3.LISTING_THREADS = 1
     if kind in ("parallel", "serial"):
-        stores.s3_client().meta.events.register("before-send.s3", lambda **_: requests.append(1))
+        s3.s3_client().meta.events.register("before-send.s3", lambda **_: requests.append(1))
     before, started, cpu = peak_mb(), time.perf_counter(), time.process_time()
     infos = read_inventory(place, store) if kind == "inventory" else store.list()
     if held:

@@ -54,7 +54,7 @@ def measure(way: str, kind: str, n: int, distance: int, threads: int | None) -> 
     queries = min(n, 2000)
     share = 1.0
     if way in ("ours", "count", "between"):
-        from tasks.pairs import iter_pairs, pairs_between, pairs_within
+        from tasks.duplicates.hamming_pairs import iter_pairs, pairs_between, pairs_within
 
         warm = codes_of(kind, 20_000, 2)
         pairs_within(warm, distance)  # compiles, or loads what was compiled
@@ -120,7 +120,7 @@ def complete(n: int, distance: int) -> dict:
     """Pairs found against all there are, by faiss's exhaustive index, for both kinds of codes."""
     import faiss
 
-    from tasks.pairs import pairs_within
+    from tasks.duplicates.hamming_pairs import pairs_within
 
     result = {}
     for kind in ("uniform", "skewed"):

@@ -38,8 +38,8 @@ def picture(pixels: int):
 
 def fill_in(folder: Path) -> set[tuple[str, str]]:
     """Copies the repository's weights to `folder` and writes random ones for what is missing; returns those."""
-    from tasks import restoration
-    from tasks import restoration_networks as networks
+    from tasks.restoration import apply as restoration
+    from tasks.restoration import networks
 
     missing = set()
     for path in restoration.WEIGHTS.glob("*.safetensors"):
@@ -75,8 +75,8 @@ def main() -> None:
     import torch
     from PIL import Image
 
-    from tasks import restoration
-    from tasks import restoration_networks as networks
+    from tasks.restoration import apply as restoration
+    from tasks.restoration import networks
 
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)

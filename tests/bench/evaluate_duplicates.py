@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from codec.pixels import PictureError, open_picture
-from tasks.duplicates import keeper_rank, look_alike, pairs_within, settle
-from tasks.fingerprint import HASHES, fingerprints, hex_to_codes
+from tasks.duplicates.groups import choose_keepers
+from tasks.duplicates.hamming_pairs import pairs_within
+from tasks.duplicates.perceptual_hash import HASHES, fingerprints, hex_to_codes
+from tasks.duplicates.rules import keeper_rank, look_alike
 
 
 def truth(folder: Path) -> dict[str, dict[Path, object]]:
@@ -68,7 +70,9 @@ def evaluate(files: dict[Path, object], distances: tuple[int, ...]) -> dict:
         for distance in distances:
             pairs = pairs_within(codes, distance)
             close = set(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
-            keeper = settle(n, rank, pairs, lambda k, m: np.array([alike(a, b) for a, b in zip(k, m, strict=True)]))
+            keeper = choose_keepers(
+                n, rank, pairs, lambda k, m: np.array([alike(a, b) for a, b in zip(k, m, strict=True)])
+            )
             home = [row if keeper[row] < 0 else int(keeper[row]) for row in range(n)]
             result[f"{name} {distance}"] = {
                 "hash": scores(close, right),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks import stores as stores_module
-from tasks.lease import Lease
-from tasks.stores import AccessDenied, open_store
+from tasks.stores import s3
+from tasks.stores.base import AccessDenied
+from tasks.stores.lease import Lease
+from tasks.stores.open import open_store
 
 POLICY = Path(__file__).parents[2] / "deploy" / "iam-policy.json"
 
@@ -62,7 +63,7 @@ def test_policy_suffices_and_no_more(radosgw_stores, monkeypatch):
     with Lease(dest, "run") as lease:
         assert lease.warning is None
         work = "runs/20260101T020000Z-ab12/work/listing/00000.parquet"
-        monkeypatch.setattr(stores_module, "WHOLE_UP_TO", 6 << 20)
+        monkeypatch.setattr(s3, "WHOLE_UP_TO", 6 << 20)
         for key, data in ((work, b""), ("objects/run/1.npi", bytes(7 << 20)), ("models/m.safetensors", b"m")):
             dest.write(key, data)
         dest.write("runs/20260101T020000Z-ab12/manifest.json", b"{}", if_absent=True)

@@ -11,7 +11,7 @@ import skimage.data
 from PIL import Image
 
 from flows.cli import main
-from tasks.survey import GROUPS_SCHEMA
+from tasks.duplicates.scan import GROUPS_SCHEMA
 
 
 def photograph(name: str) -> Image.Image:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.demo import SOURCE_BUCKET, Planted, bucket, embedded_s3, fill, surprises
+from flows.demo import Planted, bucket, fill, surprises
+from flows.embedded_s3 import SOURCE_BUCKET, embedded_s3
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_bucket_is_the_same_every_time(planted):
 
 
 def test_fill_a_local_folder(tmp_path, planted):
-    from tasks.stores import open_store
+    from tasks.stores.open import open_store
 
     store = open_store(str(tmp_path / "bucket"))
     assert fill(store) == planted
@@ -150,7 +151,7 @@ def test_server_holds_the_bucket_and_restores_the_environment(monkeypatch):
 @pytest.mark.server
 def test_server_dies_with_its_starter():
     code = (
-        "import os, time\nfrom flows.demo import embedded_s3\n"
+        "import os, time\nfrom flows.embedded_s3 import embedded_s3\n"
         "with embedded_s3() as url:\n    print(url, flush=True); time.sleep(60)"
     )
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.cluster import Job, PrefectServer, pool, run_jobs
-from tasks.shards import Step
-from tasks.state import Night, finished_shards, store_of
+from flows.cluster import Job, pool, run_jobs
+from flows.prefect_server import PrefectServer
+from tasks.night.runs import Night, finished_shards, store_of
+from tasks.night.shards import Step
 
 pytestmark = pytest.mark.server
 
@@ -88,7 +89,7 @@ def test_limits_in_flight(step, night):
 
 
 def test_the_prefect_server_dies_with_us(tmp_path):
-    code = "import sys, time; from flows.cluster import PrefectServer; s = PrefectServer(); s.start(); "
+    code = "import sys, time; from flows.prefect_server import PrefectServer; s = PrefectServer(); s.start(); "
     code += "print(s.process.pid, flush=True); time.sleep(60)"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("PREFECT_API_URL", None)

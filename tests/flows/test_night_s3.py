@@ -13,8 +13,8 @@ import skimage.data
 from PIL import Image
 
 from flows.settings import RunSettings
-from tasks import publish
-from tasks.stores import open_store
+from tasks.night import publish
+from tasks.stores.open import open_store
 
 pytestmark = pytest.mark.server
 VARYING = ("first_run", "seconds")
@@ -97,7 +97,7 @@ def same_night(from_folders, source, dest):
 def test_a_night_on_moto(from_folders, moto_stores):
     source, dest = moto_stores
     manifest = same_night(from_folders, source, dest)
-    from tasks.state import read_catalog
+    from tasks.night.catalog import read_catalog
 
     catalog = read_catalog(dest, manifest).to_pylist()
     pressed = next(row for row in catalog if row["status"] == "compressed")

@@ -21,9 +21,10 @@ from codec import decode
 from codec.metrics import psnr
 from flows.console import WorkFailed, WrongUsage
 from flows.settings import RunSettings
-from tasks import publish, state
-from tasks.rows import SCHEMA
-from tasks.stores import open_store
+from tasks.night import publish
+from tasks.night.catalog import read_catalog
+from tasks.report.schema import SCHEMA
+from tasks.stores.open import open_store
 
 pytestmark = pytest.mark.server
 
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.server
 @pytest.fixture(scope="module")
 def machinery(tmp_path_factory):
     """Address of a warm Dask cluster; PREFECT_API_URL names a running server."""
-    from flows.cluster import PrefectServer, pool
+    from flows.cluster import pool
+    from flows.prefect_server import PrefectServer
 
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -169,7 +171,7 @@ def test_every_object_has_its_row(first):
 def test_what_is_stored_is_what_the_rows_say(first):
     dest, manifest, rows = first
     store = open_store(str(dest))
-    catalog = {row["key"]: row for row in state.read_catalog(store, manifest).to_pylist()}
+    catalog = {row["key"]: row for row in read_catalog(store, manifest).to_pylist()}
     assert set(catalog) == set(rows)
     for key, row in rows.items():
         keeper = rows.get(row["keeper_key"])
@@ -250,7 +252,7 @@ def test_new_changed_and_removed_objects(night, first, second, bucket):
     assert rows["new/cat again.png"]["output_key"] == before["cat/cat.tiff"]["output_key"]
     assert (rows["cup/a.png"]["status"], rows["cup/a.png"]["keeper_key"]) == ("duplicate", "cup/alpha.png")
     assert rows["odd/cmyk copy.jpg"]["status"] == "kept"
-    catalog = {row["key"]: row for row in state.read_catalog(open_store(str(dest)), manifest).to_pylist()}
+    catalog = {row["key"]: row for row in read_catalog(open_store(str(dest)), manifest).to_pylist()}
     assert set(catalog) - set(rows) == {"cat/cat.tiff"} and not catalog["cat/cat.tiff"]["at_source"]
     assert manifest["removed_at_source"]["objects"] == 1
     again, rows_again = night(source, dest)
@@ -338,7 +340,7 @@ def mean_colour(tmp_path_factory):
 
 
 def test_embeddings_find_crops_and_turned_copies_that_come_back(night, mean_colour, tmp_path):
-    from tasks.restore import restore
+    from tasks.recovery.restore import restore
 
     cat, cup = photograph("chelsea.png"), photograph("coffee.png")
     part = cat.crop((70, 40, 370, 270))
@@ -354,7 +356,7 @@ def test_embeddings_find_crops_and_turned_copies_that_come_back(night, mean_colo
     }  # fmt: skip
     assert rows["part.png"]["reason"].startswith("cut from cat.png, which stays: larger")
     assert rows["mirror.jpg"]["reason"].startswith("cut from cup.png, mirrored, which stays")
-    catalog = {row["key"]: row for row in state.read_catalog(open_store(str(dest)), manifest).to_pylist()}
+    catalog = {row["key"]: row for row in read_catalog(open_store(str(dest)), manifest).to_pylist()}
     assert catalog["part.png"]["keeper_box"] == [70.0, 40.0, 370.0, 270.0] and catalog["mirror.jpg"]["keeper_turn"] == 2
     assert (dest / f"models/{catalog['cat.png']['embedding_id']}.onnx").read_bytes() == Path(mean_colour).read_bytes()
     put(source, {"new part.jpg": saved(cat.crop((10, 30, 300, 280)), "JPEG", quality=95)})  # of what was there before
@@ -379,7 +381,7 @@ def test_embedding_networks_are_tried_before_anything_is_read(night, bucket, tmp
         night(bucket[0], tmp_path / "dest", dedup_embedding=str(tmp_path / "text.onnx"))
     assert not list(tmp_path.glob("dest/runs/*/manifest.json"))
     manifest, rows = night(bucket[0], tmp_path / "dest", dedup_embedding="copy", include=["cat/*"])
-    catalog = state.read_catalog(open_store(str(tmp_path / "dest")), manifest)
+    catalog = read_catalog(open_store(str(tmp_path / "dest")), manifest)
     assert all(len(vector.as_py()) == 256 for vector in catalog["embedding"])
     assert {key: row["keeper_key"] for key, row in rows.items()} == {
         key: None if key == "cat/cat.tiff" else "cat/cat.tiff" for key in EXPECTED if key.startswith("cat/")
@@ -387,7 +389,7 @@ def test_embedding_networks_are_tried_before_anything_is_read(night, bucket, tmp
 
 
 def test_one_night_at_a_time(night, bucket, tmp_path):
-    from tasks.lease import Lease
+    from tasks.stores.lease import Lease
 
     dest = tmp_path / "dest"
     with Lease(open_store(str(dest)), "20260101T000000Z-ab12"):

@@ -49,8 +49,8 @@ def test_there_and_back(capsys, photo, model, tmp_path):
 
 
 def test_decoding_through_the_postfilter(capsys, photo, model, tmp_path, monkeypatch):
-    from tasks import restoration
-    from tasks import restoration_networks as networks
+    from tasks.restoration import apply as restoration
+    from tasks.restoration import networks
 
     file = tmp_path / "photo.npi"
     run(capsys, "encode", photo, file, "--quality", 30, "--model", model)

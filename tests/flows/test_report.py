@@ -9,7 +9,7 @@ import pytest
 
 from flows.commands import report
 from flows.console import WorkFailed, WrongUsage
-from tasks.rows import SCHEMA
+from tasks.report.schema import SCHEMA
 
 OLD, NEW, LATER = "20260101T020000Z-aaaa", "20260102T020000Z-bbbb", "20260103T020000Z-cccc"
 

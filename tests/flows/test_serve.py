@@ -57,7 +57,7 @@ def test_next_times_are_in_the_zone():
 def test_a_night_starts_on_the_minute(tmp_path):
     """`nightpress serve` with a server of its own, a schedule of every minute, and a run that commits."""
     from flows.demo import bucket
-    from tasks.stores import open_store
+    from tasks.stores.open import open_store
 
     source, dest = tmp_path / "photos", tmp_path / "pressed"
     store = open_store(str(source))

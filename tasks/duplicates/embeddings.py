@@ -1,0 +1,245 @@
+"""Pictures as vectors of length 1, and which of them are neighbours.
+
+`embed` runs one of our networks (copy, classifier, autoencoder; weights beside this file) or a user's own in ONNX;
+`embedding_candidates` proposes pairs through faiss. A proposal is no duplicate yet: local_features.py looks for the
+same points in both pictures, and in the night the second look of rules.py still decides, because only what comes back
+at 30 dB may be given up. Networks: embedding_networks.py; training: embedding_train.py.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+KINDS = ("copy", "classifier", "autoencoder")
+WEIGHTS = Path(__file__).parent / "weights"
+# Cosine from which a neighbour is worth confirming: 1 in 190 to 470 different pictures reach it (weights/EMBEDDINGS.md)
+PROPOSED = {"copy": 0.3, "classifier": 0.98, "autoencoder": 0.9}
+PROPOSED_ONNX = 0.8
+BATCH = 32
+EXACT_SEARCH = 50_000_000_000  # comparisons up to which all are made, minutes of one core; beyond, cells may pay
+TRAINED_ON, ROUNDS = 40, 10  # vectors a cell, k-means rounds
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation most ONNX networks expect
+
+
+class EmbeddingError(ValueError):
+    """A network that can't be used, or pictures that it can't take; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A network ready to use. id: 16 hex digits of its file's sha256; dimensions: length of a vector."""
+
+    kind: str
+    id: str
+    dimensions: int
+    size: tuple[int, int]  # width, height that pictures are squeezed to
+    run: object = field(repr=False)  # uint8 [B,H,W,3] -> float [B,dimensions]
+
+    def embed(self, images: Iterable[Image.Image]) -> np.ndarray:
+        """float32 [n,dimensions], each of length 1. Pictures of any size and 8-bit mode; alpha over white."""
+        parts, batch = [], []
+        for image in images:
+            batch.append(squeezed(image, self.size))
+            if len(batch) == BATCH:
+                parts.append(self._unit(np.stack(batch)))
+                batch = []
+        if batch:
+            parts.append(self._unit(np.stack(batch)))
+        return np.concatenate(parts) if parts else np.empty((0, self.dimensions), np.float32)
+
+    def _unit(self, batch: np.ndarray) -> np.ndarray:
+        vectors = np.asarray(self.run(batch), dtype=np.float32).reshape(len(batch), -1)
+        if not np.isfinite(vectors).all():
+            raise EmbeddingError(
+                f"{self.kind}: the network gave values that are not finite; check what input it expects"
+            )
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def squeezed(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H,W,3]: the whole picture at the network's size, proportions not kept."""
+    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def open_embedder(kind: str) -> Embedder:
+    """The network named copy, classifier or autoencoder, or in a file FILE.onnx.
+
+    A network of one's own takes one input [n,3,h,w] or [n,h,w,3] (float or uint8; 224 x 224 where the file leaves the
+    sides open) and its first output is taken as the vector, flattened. Floats are fed as (v / 255 - mean) / deviation
+    with ImageNet's figures, unless the file's metadata has `mean` and `std` (three numbers each, space between, on
+    the scale 0..1). Raises EmbeddingError.
+    """
+    if kind in KINDS:
+        return _own(kind)
+    path = Path(kind)
+    if path.suffix != ".onnx":
+        raise EmbeddingError(f"no embedding {kind!r}: name {', '.join(KINDS)} or a file that ends in .onnx")
+    if not path.is_file():
+        raise EmbeddingError(f"{kind} is not a file")
+    return _onnx(str(path.resolve()), path.stat().st_mtime_ns)
+
+
+def embed(images: Iterable[Image.Image], kind: str = "copy") -> np.ndarray:
+    """float32 [n,128] (or what FILE.onnx gives), each of length 1. Raises EmbeddingError."""
+    return open_embedder(kind).embed(images)
+
+
+def network_id(kind: str) -> str:
+    """16 hex digits that change when the network does; vectors of different ids can't be compared."""
+    return open_embedder(kind).id
+
+
+def proposed_from(kind: str) -> float:
+    """The cosine from which a neighbour by this network is worth confirming."""
+    return PROPOSED.get(kind, PROPOSED_ONNX)
+
+
+@functools.cache
+def _own(kind: str) -> Embedder:
+    import torch
+
+    from tasks.duplicates.embedding_networks import DIMENSIONS, file_id, load_network
+
+    path = WEIGHTS / f"embedding-{kind}.safetensors"
+    if not path.is_file():
+        raise EmbeddingError(
+            f"the weights of {kind!r} are not installed: {path} is missing; `nightpress train embedding`"
+        )
+    network = load_network(path).to(memory_format=torch.channels_last)
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255.0
+        with torch.inference_mode():
+            return network(x).numpy()
+
+    return Embedder(kind, file_id(path), DIMENSIONS, (network.config.size,) * 2, run)
+
+
+@functools.lru_cache(maxsize=4)
+def _onnx(path: str, modified: int) -> Embedder:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a dozen exception classes without a common base
+        raise EmbeddingError(f"{path} can't be loaded as an ONNX network: {error}") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise EmbeddingError(
+            f"{path} takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); one is expected"
+        )
+    given, shape = inputs[0], list(inputs[0].shape)
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+    if given.type not in kinds:
+        raise EmbeddingError(f"{path}: input {given.name} is {given.type}; {', '.join(kinds)} can be fed")
+    if len(shape) != 4 or 3 not in (shape[1], shape[3]):
+        raise EmbeddingError(f"{path}: input {given.name} has shape {shape}; [n,3,h,w] or [n,h,w,3] is expected")
+    first = shape[1] == 3
+    height, width = (
+        side if isinstance(side, int) and side > 0 else 224 for side in (shape[2:] if first else shape[1:3])
+    )
+    single = isinstance(shape[0], int) and shape[0] > 0
+    if single and shape[0] != 1:
+        raise EmbeddingError(
+            f"{path}: input {given.name} wants batches of exactly {shape[0]}; export it with an open one"
+        )
+    facts = session.get_modelmeta().custom_metadata_map
+    mean, deviation = (_three(path, facts, name, usual) for name, usual in zip(("mean", "std"), IMAGENET, strict=True))
+    output = session.get_outputs()[0].name
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        if kinds[given.type] is not np.uint8:
+            batch = ((batch.astype(np.float32) / 255.0 - mean) / deviation).astype(kinds[given.type])
+        if first:
+            batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        pieces = [batch[at : at + 1] for at in range(len(batch))] if single else [batch]
+        try:
+            return np.concatenate([session.run([output], {given.name: piece})[0] for piece in pieces])
+        except Exception as error:
+            raise EmbeddingError(f"{path} failed on pictures of {width} x {height}: {error}") from error
+
+    tried = run(np.zeros((1, height, width, 3), np.uint8))
+    if tried.shape[0] != 1 or tried.size < 2:
+        raise EmbeddingError(f"{path}: output {output} has shape {tried.shape} for one picture; no vector")
+    identity = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return Embedder(path, identity, tried.size, (width, height), run)
+
+
+def _three(path: str, facts: dict, name: str, usual: tuple) -> np.ndarray:
+    try:
+        values = np.array(facts[name].replace(",", " ").split() if name in facts else usual, dtype=np.float32)
+    except ValueError:
+        values = np.empty(0, np.float32)
+    if values.shape != (3,) or (name == "std" and not (values > 0).all()):
+        raise EmbeddingError(f"{path}: metadata {name} is {facts.get(name)!r}; three numbers are expected")
+    return values
+
+
+# -- neighbours
+
+
+def nearest(vectors: np.ndarray, known: np.ndarray, top: int, *, exact: int = EXACT_SEARCH):
+    """The `top` known vectors closest to each: (similarity float32 [n,top], index int64 [n,top]), closest first; index
+    -1 where there are fewer. Both float32, of length 1. Where that takes more than `exact` comparisons, and cells fewer
+    (their making included: not for a night's few against many), faiss searches in cells; about 1 in 100 true
+    neighbours is then missed."""
+    import faiss
+
+    vectors, known = (np.ascontiguousarray(part, dtype=np.float32) for part in (vectors, known))
+    if vectors.ndim != 2 or known.ndim != 2 or vectors.shape[1] != known.shape[1]:
+        raise ValueError(f"vectors {vectors.shape} and known ones {known.shape} are not of the same network")
+    n = len(vectors)
+    if not n or not len(known):
+        return np.full((n, top), -np.inf, np.float32), np.full((n, top), -1, np.int64)
+    cells = max(1, int(4 * len(known) ** 0.5))
+    looked_into = max(1, cells // 32)
+    in_cells = ROUNDS * TRAINED_ON * cells**2 + len(known) * cells + n * len(known) * looked_into // cells
+    if n * len(known) <= max(exact, in_cells):
+        return faiss.knn(vectors, known, top, metric=faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(known.shape[1]), known.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = ROUNDS
+    index.train(known[:: max(1, len(known) // (TRAINED_ON * cells))])
+    index.nprobe = looked_into
+    index.add(known)
+    return index.search(vectors, top)
+
+
+def embedding_candidates(
+    new: np.ndarray, known: np.ndarray | None = None, *, least: float, top: int = 16, exact: int = EXACT_SEARCH
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs worth confirming: (i, j, similarity), int64, int64 and float32 [m], sorted by i, j, every pair once.
+
+    new: float32 [n,d] of tonight; known: [k,d] of earlier keepers, or None. i < j; rows of `known` count from n on,
+    and are not paired with each other. A pair is proposed where one is among the other's `top` nearest with a
+    cosine of at least `least` (`proposed_from(kind)`); a new row equals itself, which is not counted.
+    """
+    new = np.asarray(new, np.float32)
+    n = len(new)
+    parts = []
+    for others, offset, wanted in ((new, 0, top + 1), (known, n, top)):
+        if others is None or not len(others) or not n:
+            continue
+        similarity, index = nearest(new, others, min(wanted, len(others)), exact=exact)
+        i = np.repeat(np.arange(n), index.shape[1])
+        j, s = index.ravel(), similarity.ravel()
+        kept = (j >= 0) & (s >= least) & (i != j + offset)
+        parts.append((i[kept], j[kept] + offset, s[kept]))
+    if not parts:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    i, j, s = (np.concatenate(column) for column in zip(*parts, strict=True))
+    low, high = np.minimum(i, j), np.maximum(i, j)
+    order = np.lexsort((high, low))
+    low, high, s = low[order].astype(np.int64), high[order].astype(np.int64), s[order]
+    once = np.r_[True, (np.diff(low) != 0) | (np.diff(high) != 0)] if len(low) else np.empty(0, bool)
+    return low[once], high[once], s[once]

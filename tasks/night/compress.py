@@ -1,0 +1,240 @@
+"""Restore, compress and verify: each picture to a bitstream that has been decoded again and measured, packed by shard.
+
+What was denoised is encoded clean; what is small may get an enlarged picture beside its bitstream. A picture that
+gains too little or misses its target is `kept`. Finding the level for a target is codec/rate.py's, for a budget
+rate_points.py's; which pictures come here is plan.py's.
+
+Under DEST, per shard: bitstreams under PACKED_BELOW one after the other, in order of key, in
+objects/<run id>/<shard>.pack; larger ones as objects/<run id>/<shard>-<n>.npi; enlarged pictures as
+objects/derived/<run id>/<shard>-<n>.webp. All of it depends on the shard's inputs alone, so that a shard that is
+done again after a crash writes the same bytes to the same places.
+"""
+
+import dataclasses
+import hashlib
+import io
+from dataclasses import dataclass
+
+import pyarrow as pa
+from PIL import Image
+
+from codec import coder, metrics, rate
+from codec.coder import CodecError
+from codec.pixels import Picture, PictureError, open_picture
+from tasks.night.catalog import CATALOG_SCHEMA, table_of
+from tasks.night.fingerprint import MAX_BYTES, failure
+from tasks.night.model_files import NoModel, codec_model, local_copy
+from tasks.night.runs import Night, store_of
+from tasks.night.shards import Stopwatch
+from tasks.restoration import apply as restoration
+from tasks.stores.base import Changed, StoreError
+
+PACKED_BELOW = 128 << 10  # bytes: infrequent-access classes bill at least this for an object
+ENLARGED_BELOW = 512  # pixels of the longer side
+SCALE = 2
+DERIVED_QUALITY = 90  # WebP
+
+
+class KeepOriginal(Exception):
+    """The picture is better left at SOURCE; the message is the row's reason."""
+
+
+@dataclass(frozen=True)
+class CompressedObject:
+    """One picture's row and what is to be written for it (None: nothing)."""
+
+    row: dict
+    bitstream: bytes | None = None
+    derived: bytes | None = None
+
+
+def fetch(night: Night, item: dict) -> bytes:
+    return store_of(night.source).read(item["key"], etag=item["etag"], max_bytes=MAX_BYTES)
+
+
+def opened(night: Night, row: dict, fetched) -> Picture:
+    """The picture that was fingerprinted. Raises StoreError, PictureError."""
+    if isinstance(fetched, StoreError):
+        raise fetched
+    if row["sha256"] and hashlib.sha256(fetched).hexdigest() != row["sha256"]:
+        raise Changed(f"{row['key']}: other bytes than when it was fingerprinted; the next run takes it up")
+    return open_picture(fetched, night.max_pixels)
+
+
+def clean(picture: Picture, row: dict) -> Picture:
+    """The picture to be encoded: denoised where that was decided."""
+    if not row["denoised"]:
+        return picture
+    return dataclasses.replace(picture, image=restoration.denoise(picture.image, row["noise_sigma"]))
+
+
+def compress_object(night: Night, item: dict, fetched) -> CompressedObject:
+    """Row, bitstream and enlarged picture of one object; never raises for what is wrong with the object.
+
+    item: its row so far; `stored_bytes` is set where a budget gave it that many bytes.
+    """
+    watch, model = Stopwatch(), network(night)
+    spent = item["seconds"] or 0.0
+    row, bitstream, derived = dict(item), None, None
+    try:
+        picture = opened(night, row, fetched)
+        bitstream, measured = encode_verified(night, row, picture, model)
+        if wants_enlarging(night, picture):
+            derived = enlarged(row, picture)
+        row |= measured | {"status": "compressed", "upscaled": derived is not None}
+        row["stored_bytes"] = len(bitstream) + len(derived or b"")
+    except KeepOriginal as reason:
+        row |= unstored("kept", str(reason))
+    except StoreError as error:
+        row |= unstored("failed") | failure(error, str(error)) | {"retry": True}
+    except Exception as error:  # one bad picture never ends a night
+        row |= unstored("failed") | failure(error, cause(error)) | {"retry": not isinstance(error, PictureError)}
+    if row["status"] != "compressed":
+        bitstream = derived = None
+    row["seconds"] = spent + watch.seconds
+    return CompressedObject(row, bitstream, derived)
+
+
+def unstored(status: str, reason: str | None = None) -> dict:
+    return {
+        "status": status, "reason": reason, "stored_bytes": 0, "quality": None, "bpp": None, "psnr": None,
+        "ms_ssim": None, "psnr_source": None, "denoised": False, "upscaled": False,
+    }  # fmt: skip
+
+
+def encode_verified(night: Night, row: dict, picture: Picture, model) -> tuple[bytes, dict]:
+    """Bitstream that decodes to what it should, and the columns that say so. Raises Kept."""
+    image = clean(picture, row)
+    prepared = coder.prepare(image, model, effort=night.effort)
+    reached = None
+    if row["stored_bytes"]:
+        bitstream = in_budget(prepared, row["stored_bytes"])
+    elif night.quality is not None:
+        bitstream = prepared.code(coder.level_of(night.quality))
+    else:
+        reached = on_target(prepared, night)
+        bitstream = reached.bitstream
+    del prepared
+    refuse_small_gain(len(bitstream), row["size"], night.min_gain)
+    decoded = coder.decode(bitstream, model=model, max_pixels=night.max_pixels)
+    psnr, ms_ssim = metrics.psnr(image.image, decoded), metrics.ms_ssim(image.image, decoded)
+    if image.image.mode != decoded.mode or not same_alpha(image.image, decoded):
+        raise CodecError("the bitstream decodes to another mode or alpha plane than was encoded")
+    if reached:
+        refuse_miss(reached.metric, floor_of(night, reached.metric), psnr, ms_ssim)
+    facts = coder.info(bitstream)
+    source_psnr = metrics.psnr(picture.image, decoded) if row["denoised"] else psnr
+    return bitstream, {
+        "reason": None, "quality": facts["quality"], "bpp": metrics.bpp(len(bitstream), image.width, image.height),
+        "psnr": psnr, "ms_ssim": ms_ssim, "psnr_source": source_psnr, "codec": f"npi/{facts['version']}",
+        "model": facts["model"], "output_sha256": hashlib.sha256(bitstream).hexdigest(),
+    }  # fmt: skip
+
+
+def network(night: Night):
+    """The night's codec, loaded once per process: the installation's, or its copy under DEST. Raises NoModel."""
+    own = codec_model()
+    try:
+        if own.identity == night.model:
+            return coder.get_model(own.path, device=night.device)
+        folder = local_copy(store_of(night.dest), f"models/{night.model}.safetensors").parent
+        return coder.get_model(night.model, device=night.device, folders=[str(folder)])
+    except (CodecError, ValueError, KeyError, RuntimeError) as error:
+        raise NoModel(f"the codec's model {night.model} ({own.path}) can't be used: {error}") from error
+
+
+def on_target(prepared: coder.Prepared, night: Night) -> rate.Reached:
+    try:
+        return rate.target_level(prepared, night.metric, night.target)
+    except rate.TargetUnreachable as error:
+        raise KeepOriginal(f"the target can't be reached: {error}") from None
+
+
+def in_budget(prepared: coder.Prepared, share: int) -> bytes:
+    try:
+        return rate.target_level(prepared, "bytes", share).bitstream
+    except rate.TargetUnreachable as error:
+        raise KeepOriginal(f"its share of the budget, {share:,} bytes, can't be kept: {error}") from None
+
+
+def floor_of(night: Night, metric: str) -> float:
+    """What the metric that was aimed at must reach: small pictures take PSNR instead of MS-SSIM."""
+    return night.target if metric == night.metric else rate.SMALL_PICTURE_PSNR
+
+
+def refuse_small_gain(stored: int, source: int, min_gain: float) -> None:
+    """Kept, where the bitstream saves less than `min_gain` percent."""
+    gain = 100 * (1 - stored / max(source, 1))
+    if gain < min_gain:
+        saves = f"saves {gain:.1f} %" if gain > 0 else f"is {-gain:.1f} % larger"
+        raise KeepOriginal(
+            f"the bitstream {saves} ({stored:,} of {source:,} bytes); --min-gain asks for {min_gain:g} %"
+        )
+
+
+def refuse_miss(metric: str, floor: float, psnr: float, ms_ssim: float | None) -> None:
+    """Kept, where the decoded bitstream is below its target."""
+    value = psnr if metric == "psnr" else ms_ssim
+    if value < floor:
+        raise KeepOriginal(f"the target {metric}={floor:g} can't be reached: the decoded bitstream has {value:.5g}")
+
+
+def same_alpha(a: Image.Image, b: Image.Image) -> bool:
+    return "A" not in a.mode or a.getchannel("A").tobytes() == b.getchannel("A").tobytes()
+
+
+def wants_enlarging(night: Night, picture: Picture) -> bool:
+    return night.superres and max(picture.image.size) <= ENLARGED_BELOW
+
+
+def enlarged(row: dict, picture: Picture) -> bytes:
+    """WebP of the picture at SCALE times its size; its XMP says whose it is and that its detail is synthetic."""
+    image = restoration.upscale(clean(picture, row).image, SCALE)
+    about = {"parentSha256": row["sha256"], "upscaler": restoration.upscaler_id(SCALE), "scale": SCALE}
+    told = "".join(f' np:{name}="{value}"' for name, value in (about | {"syntheticDetail": "true"}).items())
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" xmlns:np="urn:nightpress:derived"{told}/></rdf:RDF></x:xmpmeta>'
+    )
+    out = io.BytesIO()
+    options = {"icc_profile": picture.icc} if picture.icc else {}
+    image.save(out, "WEBP", quality=DERIVED_QUALITY, method=4, xmp=xmp.encode(), **options)
+    return out.getvalue()
+
+
+def cause(error: Exception) -> str:
+    """Why a picture failed, in words."""
+    if isinstance(error, PictureError):
+        return error.reason
+    return f"compressing it failed: {type(error).__name__}: {error}"
+
+
+def killed_row(night: Night, item: dict, why: str) -> CompressedObject:
+    error = f"KilledWorker: {why}"
+    return CompressedObject(dict(item) | unstored("failed", why) | {"error": error, "retry": False})
+
+
+def gather(night: Night, shard: str, results: list[CompressedObject]) -> pa.Table:
+    """Write the shard's bitstreams, packed, and enlarged pictures; the rows with their places."""
+    dest = store_of(night.dest)
+    pack, parts, rows, offset = f"objects/{night.run_id}/{shard}.pack", [], [], 0
+    for number, result in enumerate(results):
+        row, data = result.row, result.bitstream
+        if data is not None and len(data) < PACKED_BELOW:
+            row |= {"output_key": pack, "output_offset": offset, "output_length": len(data)}
+            parts.append(data)
+            offset += len(data)
+        elif data is not None:
+            key = f"objects/{night.run_id}/{shard}-{number}.npi"
+            dest.write(key, data, content_type="application/octet-stream")
+            row |= {"output_key": key, "output_offset": 0, "output_length": len(data)}
+        if result.derived is not None:
+            key = f"objects/derived/{night.run_id}/{shard}-{number}.webp"
+            about = {"parent-sha256": row["sha256"], "scale": str(SCALE), "synthetic-detail": "true"}
+            about["upscaler"] = restoration.upscaler_id(SCALE)
+            dest.write(key, result.derived, content_type="image/webp", metadata=about)
+            row |= {"derived_key": key, "derived_bytes": len(result.derived)}
+        rows.append(row)
+    if parts:
+        dest.write(pack, b"".join(parts), content_type="application/octet-stream")
+    return table_of(rows, CATALOG_SCHEMA)

@@ -1,0 +1,295 @@
+"""What a night's report says in words: figures for people, quality, proofs, causes, the terminal summary.
+
+Shared by the terminal (text), Prefect's artifacts (largest) and the page (page.py, which owns all HTML). Bytes and
+money are counted in savings.py.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.report import savings
+from tasks.report.schema import STATUSES
+
+
+def size(n: float) -> str:
+    """Bytes in decimal units: 1_500_000 -> '1.5 MB'."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(n) < 999.5 or unit == "TB":
+            return f"{n:,.0f} B" if unit == "B" else f"{n:,.1f} {unit}" if abs(n) < 99.95 else f"{n:,.0f} {unit}"
+        n /= 1000
+    raise AssertionError("unreachable")
+
+
+def money(dollars: float) -> str:
+    """US dollars with the digits that matter: 1234.5 -> '$1,234.50', 0.00069 -> '$0.00069'."""
+    sign, amount = ("−" if dollars < 0 else ""), abs(dollars)
+    if amount == 0 or amount >= 0.995:
+        return f"{sign}${amount:,.2f}"
+    places = min(9, 1 - math.floor(math.log10(amount)))
+    return f"{sign}${amount:.{max(2, places)}f}"
+
+
+def share(part: float, whole: float) -> str:
+    """'74.8 %' of the whole; '–' of nothing."""
+    if not whole:
+        return "–"
+    percent = 100 * part / whole
+    return f"{percent:.1f} %".replace("-", "−") if 0.05 <= abs(percent) or part == 0 else "< 0.1 %"
+
+
+def readable(text: object, limit: int | None = None) -> str:
+    """Text from outside made harmless to show: control, bidirectional and unpaired characters become '\\u{…}',
+    what is longer than `limit` loses its middle."""
+    clean = "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in str(text))
+    if limit and len(clean) > limit:
+        tail = (limit - 1) * 3 // 5
+        clean = clean[: limit - 1 - tail] + "…" + clean[-tail:]
+    return clean
+
+
+def moment(stamp: object) -> str:
+    """ISO time to '2026-01-01 02:00:00 UTC'; anything else as it stands."""
+    try:
+        when = datetime.fromisoformat(str(stamp))
+    except ValueError:
+        return readable(stamp)
+    return when.strftime("%Y-%m-%d %H:%M:%S ") + (when.tzname() or "")
+
+
+def duration(manifest: dict) -> str:
+    """'3 min 12 s' between started and finished; '' where the manifest does not say."""
+    try:
+        start, end = (datetime.fromisoformat(str(manifest[name])) for name in ("started", "finished"))
+        seconds = (end - start).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """PSNR (dB) and MS-SSIM (0..1) of the compressed rows; None where no row has one. `exact`: infinite PSNR."""
+
+    measured: int
+    exact: int
+    psnr_median: float | None
+    psnr_low: float | None  # 5th percentile
+    psnr_worst: float | None
+    ms_ssim_median: float | None
+    ms_ssim_low: float | None
+    ms_ssim_worst: float | None
+    restored_worst: float | None  # lowest psnr_source of near duplicates
+    restored_worst_key: str | None
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    """float64[n]; null is NaN."""
+    return pc.fill_null(table[name].cast(pa.float64()), math.nan).to_numpy()
+
+
+def quality(table: pa.Table) -> Quality:
+    """How good the compressed pictures are, as measured on their decoded bitstreams."""
+    pressed = table.filter(pc.equal(table["status"], "compressed"))
+    psnr, ms_ssim = _numbers(pressed, "psnr"), _numbers(pressed, "ms_ssim")
+    measured, exact = int((~np.isnan(psnr)).sum()), int(np.isinf(psnr).sum())
+    psnr, ms_ssim = psnr[np.isfinite(psnr)], ms_ssim[np.isfinite(ms_ssim)]
+
+    def three(values: np.ndarray) -> tuple:
+        return tuple(float(v) for v in np.percentile(values, [50, 5, 0])) if len(values) else (None,) * 3
+
+    near = table.filter(pc.fill_null(pc.equal(table["duplicate_kind"], "near"), False))
+    restored = _numbers(near, "psnr_source")
+    worst = int(np.nanargmin(restored)) if np.isfinite(restored).any() else None
+    return Quality(
+        measured,
+        exact,
+        *three(psnr),
+        *three(ms_ssim),
+        None if worst is None else float(restored[worst]),
+        None if worst is None else near["key"][worst].as_py(),
+    )
+
+
+def proofs(table: pa.Table, manifest: dict | None = None) -> list[tuple[bool, str]]:
+    """(holds, sentence): what the report's own rows prove about nothing being lost.
+
+    A keeper whose original was removed from SOURCE since has no row any more; its duplicates then name the bitstream.
+    """
+    removed = (manifest or {}).get("removed_at_source") or {}
+    figures = savings.totals(table)
+    pressed = table.filter(pc.equal(table["status"], "compressed"))
+    measured = len(pressed) - pc.sum(pc.is_null(pressed["psnr"])).as_py() if len(pressed) else 0
+    placed = len(pressed) - pc.sum(pc.is_null(pressed["output_key"])).as_py() if len(pressed) else 0
+    copies = table.filter(pc.equal(table["status"], "duplicate"))
+    keepers = table.filter(pc.is_in(table["status"], pa.array(["compressed", "kept"])))["key"]
+    safe = pc.is_in(copies["keeper_key"], value_set=keepers.combine_chunks())
+    if removed.get("objects"):
+        away = pc.invert(pc.is_in(copies["keeper_key"], value_set=table["key"].combine_chunks()))
+        safe = pc.or_(safe, pc.and_(away, pc.is_valid(copies["output_key"])))
+    backed = pc.sum(safe).as_py() or 0
+    total = sum(figures.counts.values())
+    result = [
+        (total == table.num_rows, f"All {table.num_rows:,} objects are accounted for, one row each."),
+        (
+            measured == placed == len(pressed),
+            f"{measured:,} of {len(pressed):,} bitstreams were decoded again from their bytes and measured before "
+            "they were stored.",
+        ),
+    ]
+    if len(copies):
+        result.append((backed == len(copies), f"{backed:,} of {len(copies):,} duplicates have their keeper safe."))
+    staying = table.num_rows - figures.removable_objects
+    if staying:
+        result.append(
+            (True, f"{staying:,} objects ({size(figures.remaining_bytes)}) stay at SOURCE, their only place.")
+        )
+    if removed.get("objects"):
+        result.append(
+            (
+                True,
+                f"{removed['objects']:,} pictures whose originals were removed from SOURCE "
+                f"({size(removed.get('source_bytes', 0))}) lie under DEST, in {size(removed.get('stored_bytes', 0))}.",
+            )
+        )
+    result.append((True, "SOURCE was only read. Nightpress deletes and overwrites nothing there."))
+    return result
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Rows of one status that share a reason but for its figures; `text` is the first one's own words."""
+
+    text: str
+    error: str | None  # exception class
+    objects: int
+    source_bytes: int
+    examples: tuple[str, ...]  # keys, at most three
+
+
+def causes(table: pa.Table, status: str) -> list[Cause]:
+    """Why rows have this status, most frequent first. Reasons are grouped without their numbers and quoted names."""
+    rows = table.filter(pc.equal(table["status"], status)).select(["key", "reason", "error", "source_bytes"])
+    found: dict[tuple, list] = {}
+    for batch in rows.to_batches():
+        for key, reason, error, n in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            kind = (error or "").split(":", 1)[0] or None
+            text = reason or error or "no reason recorded"
+            pattern = re.sub(r"\d+(?:[.,]\d+)*", "#", re.sub(r"'[^']*'|\"[^\"]*\"", "*", text.replace(key, "*")))
+            entry = found.setdefault((kind, pattern), [text, 0, 0, []])
+            entry[1] += 1
+            entry[2] += n or 0
+            if len(entry[3]) < 3:
+                entry[3].append(key)
+    result = [Cause(text, kind, n, b, tuple(keys)) for (kind, _), (text, n, b, keys) in found.items()]
+    return sorted(result, key=lambda cause: (-cause.objects, cause.text))
+
+
+def largest(table: pa.Table, n: int = 10) -> list[dict]:
+    """The n largest savings: key, status, source_bytes, stored_bytes, saved_bytes; largest first, then by key."""
+    safe = table.filter(pc.is_valid(table["output_key"]))
+    safe = safe.select(["key", "status", "source_bytes", "stored_bytes"])
+    saved = pc.subtract(safe["source_bytes"], pc.fill_null(safe["stored_bytes"], 0))
+    safe = safe.append_column("saved_bytes", saved)
+    order = pc.select_k_unstable(safe, k=n, sort_keys=[("saved_bytes", "descending"), ("key", "ascending")])
+    return safe.take(order).to_pylist()
+
+
+def target_words(config: dict) -> str:
+    """The run's aim in words, from its configuration: 'MS-SSIM at least 0.98'."""
+    for name in ("quality", "target", "budget"):
+        value = config.get(name)
+        if value not in (None, "", {}):
+            if name == "target" and "=" in str(value):
+                metric, _, bound = str(value).partition("=")
+                unit = " dB" if metric == "psnr" else ""
+                return f"{readable(metric.upper())} at least {readable(bound)}{unit}"
+            return f"{name} {readable(value if not isinstance(value, dict) else json.dumps(value))}"
+    return ""
+
+
+def quality_words(figures: Quality) -> list[str]:
+    """One sentence a measure; empty where nothing was measured."""
+    lines = []
+    if figures.ms_ssim_median is not None:
+        lines.append(
+            f"MS-SSIM: half the pictures at {figures.ms_ssim_median:.4f} or better, 95 % at "
+            f"{figures.ms_ssim_low:.4f} or better, the worst {figures.ms_ssim_worst:.4f}"
+        )
+    if figures.psnr_median is not None:
+        lines.append(
+            f"PSNR: half the pictures at {figures.psnr_median:.2f} dB or better, 95 % at "
+            f"{figures.psnr_low:.2f} dB or better, the worst {figures.psnr_worst:.2f} dB"
+        )
+    if figures.exact:
+        lines.append(f"{figures.exact:,} pictures come back without a difference in any pixel")
+    if figures.restored_worst is not None:
+        lines.append(
+            f"Near duplicates: the worst comes back at {figures.restored_worst:.2f} dB "
+            f"({readable(figures.restored_worst_key, 60)})"
+        )
+    return lines
+
+
+def text(table: pa.Table, manifest: dict, *, region: str | None = None, storage_class: str | None = None) -> str:
+    """The savings summary for a terminal, at most 100 columns but for long keys in it. Raises savings.UnknownPrice."""
+    figures = savings.totals(table)
+    bill = savings.bill(table, manifest, region=region, storage_class=storage_class)
+    run, source = (readable(manifest.get(name, "?")) for name in ("run_id", "source"))
+    took = duration(manifest)
+    lines = [
+        f"Nightpress run {run} of {source}",
+        f"finished {moment(manifest.get('finished', '?'))}" + (f" after {took}" if took else ""),
+        "",
+        f"  before   {size(figures.source_bytes):>9} in {figures.objects:,} objects",
+        f"  after    {size(figures.after_bytes):>9}, {share(figures.saved_bytes, figures.source_bytes)} less: "
+        f"{size(figures.stored_bytes)} in {figures.stored_objects:,} objects under DEST"
+        + (f", {size(figures.remaining_bytes)} that stay at SOURCE" if figures.remaining_bytes else ""),
+    ]
+    lines += [f"  {line}" for line in quality_words(quality(table))]
+    lines += ["", f"  {'status':<12}{'objects':>10}{'before':>12}{'after':>12}{'saved':>9}"]
+    for status in STATUSES:
+        if figures.counts[status]:
+            part = savings.totals(table.filter(pc.equal(table["status"], status)))
+            lines.append(
+                f"  {status:<12}{part.objects:>10,}{size(part.source_bytes):>12}{size(part.after_bytes):>12}"
+                f"{share(part.saved_bytes, part.source_bytes):>9}"
+            )
+    lines += [
+        "",
+        f"  dollars a month, {bill.region}, {bill.storage_class}, list prices of {bill.prices_as_of}",
+        f"  {'before Nightpress':<34}{money(bill.before):>14}",
+        f"  {'now: ' + ('originals in part' if bill.removed_objects else 'originals still there too'):<34}"
+        f"{money(bill.now):>14}",
+        f"  {f'after removing {figures.removable_objects:,} originals':<34}{money(bill.after):>14}",
+        f"  {'this run, once: about':<34}{money(bill.run_requests):>14}   "
+        f"({bill.gets:,} GET, {bill.puts:,} PUT" + (", retrieval)" if bill.storage_class != "STANDARD" else ")"),
+    ]
+    if bill.source_padding > 0:
+        lines.append(f"  {'of it for minimum object sizes':<34}{money(bill.source_padding):>14}   (before)")
+    proved = proofs(table, manifest)
+    sound = all(holds for holds, _ in proved)
+    lines += ["", "  nothing lost" if sound else "  look at this before you remove anything"]
+    lines += [f"  {'ok ' if holds else 'NOT'} {sentence}" for holds, sentence in proved]
+    top = largest(table, 5)
+    if top:
+        lines += ["", "  largest savings"]
+        lines += [f"  {size(row['saved_bytes']):>9}  {row['status']:<10}  {readable(row['key'], 72)}" for row in top]
+    for status, title in (("failed", "failed"), ("kept", "kept at SOURCE"), ("skipped", "skipped")):
+        found = causes(table, status)
+        if found:
+            lines += ["", f"  {title}, by cause"]
+            lines += [f"  {cause.objects:>9,}  {readable(cause.text, 84)}" for cause in found[:5]]
+            if len(found) > 5:
+                lines.append(f"  {sum(c.objects for c in found[5:]):>9,}  for {len(found) - 5:,} other causes")
+    return "\n".join(lines) + "\n"

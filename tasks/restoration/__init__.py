@@ -1,0 +1,18 @@
+"""Restoration: how noisy a picture is, denoising, super-resolution; networks, their training and evaluation.
+
+`noise_sigma`, `denoise` and `upscale` are the library's names; they load their module when first used.
+"""
+
+from importlib import import_module
+
+_HOMES = {"noise_sigma": "apply", "denoise": "apply", "upscale": "apply"}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,0 +1,232 @@
+"""Keeper rule, groups and the second look at the pixels."""
+
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image, ImageDraw
+
+from tasks.duplicates.groups import assign, candidates, choose_keepers
+from tasks.duplicates.hamming_pairs import pairs_within
+from tasks.duplicates.rules import brought_to, keeper_rank, keeper_reason, look_alike, true_pixels
+
+
+def photograph(name: str) -> Image.Image:
+    return Image.open(Path(skimage.data.__file__).parent / name).convert("RGB")
+
+
+def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return Image.open(out).convert(image.mode)
+
+
+def row(**changes) -> dict:
+    plain = {
+        "key": "b.jpg",
+        "width": 800,
+        "height": 600,
+        "format": "JPEG",
+        "source_bytes": 90_000,
+        "exif_bytes": 100,
+        "modified": datetime(2024, 5, 1, tzinfo=UTC),
+    }
+    return plain | changes
+
+
+@pytest.mark.parametrize(
+    ("better", "reason"),
+    [
+        ({"earlier_keeper": True, "width": 8, "height": 6}, "earlier night"),
+        ({"width": 1600, "height": 1200, "format": "GIF"}, "larger: 1600 × 1200 against 800 × 600"),
+        ({"format": "PNG", "source_bytes": 10}, "less lossy format: PNG against JPEG"),
+        ({"source_bytes": 90_001, "exif_bytes": 0}, "more bytes: 90,001 against 90,000"),
+        ({"exif_bytes": 2000, "key": "z"}, "more EXIF: 2,000 bytes against 100"),
+        ({"modified": datetime(2019, 1, 1, tzinfo=UTC), "key": "z"}, "older"),
+        ({"key": "a.jpg"}, "first by key"),
+    ],
+)
+def test_keeper_rule_in_order(better, reason):
+    keeper, member = row(**better), row()
+    assert min(member, keeper, key=keeper_rank) is keeper
+    assert reason in keeper_reason(keeper, member)
+
+
+def test_an_undecodable_copy_never_keeps():
+    broken = row(error="OSError: truncated", width=None, height=None, source_bytes=10**9)
+    assert keeper_rank(row()) < keeper_rank(broken)
+    assert "can't be decoded" in keeper_reason(row(), broken)
+
+
+def test_an_enlarged_copy_ranks_by_its_true_resolution():
+    enlarged = row(width=1600, height=1200, true_pixels=800 * 600 // 2)
+    assert keeper_rank(row()) < keeper_rank(enlarged)
+    assert keeper_reason(row(), enlarged) == "finer detail: 1600 × 1200 was enlarged"
+    as_fine = row(width=1600, height=1200, true_pixels=800 * 600, source_bytes=10**6)
+    assert keeper_reason(row(), as_fine) == "as much detail in fewer pixels: 800 × 600 against 1600 × 1200"
+
+
+def reference_groups(n, rank, pairs, confirmed) -> list[int]:
+    """The rule of groups.py said again, slowly: best rank first, the nearest confirmed keeper, else stand alone."""
+    near = {r: [] for r in range(n)}
+    for i, j, distance in zip(*(column.tolist() for column in pairs), strict=True):
+        near[i].append((distance, rank[j], j))
+        near[j].append((distance, rank[i], i))
+    keeper = {}
+    for r in sorted(range(n), key=rank.__getitem__):
+        choices = [other for _, other_rank, other in sorted(near[r]) if other_rank < rank[r] and keeper[other] == -1]
+        keeper[r] = next((other for other in choices if confirmed(other, r)), -1)
+    return [keeper[r] for r in range(n)]
+
+
+def close_codes(n: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 2**64, n, dtype=np.uint64)
+    for _ in range(n):
+        source, target = random.integers(0, n, 2)
+        codes[target] = codes[source] ^ np.uint64(1 << int(random.integers(0, 64)))
+    return codes
+
+
+def test_groups_follow_the_rule_and_ask_little():
+    n = 300
+    codes = close_codes(n, 5)
+    random = np.random.default_rng(6)
+    rank = [(int(random.integers(0, 40)), f"key {r}") for r in range(n)]
+    verdict = random.random((n, n)) < 0.6
+    pairs = pairs_within(codes, 4)
+    asked = []
+
+    def confirm(keepers, members):
+        asked.extend(zip(keepers.tolist(), members.tolist(), strict=True))
+        return verdict[keepers, members]
+
+    assert assign(n, rank, pairs).tolist() == reference_groups(n, rank, pairs, lambda a, b: True)
+    wanted = reference_groups(n, rank, pairs, lambda a, b: verdict[a, b])
+    assert choose_keepers(n, rank, pairs, confirm).tolist() == wanted
+    assert len(asked) == len(set(asked)) <= pairs[0].size
+    assert choose_keepers(n, rank, candidates(codes, rank, 4), confirm).tolist() == wanted
+
+
+def test_groups_do_not_depend_on_order():
+    n = 200
+    codes = close_codes(n, 8)
+    rank = [(r * 37 % 11, f"key {r:03}") for r in range(n)]
+    keeper = assign(n, rank, pairs_within(codes, 4))
+    shuffle = np.random.default_rng(9).permutation(n)
+    i, j, distance = pairs_within(codes[shuffle], 4)
+    mixed = np.random.default_rng(10).permutation(i.size)
+    again = assign(n, [rank[r] for r in shuffle], (j[mixed], i[mixed], distance[mixed]))
+    for place, original in enumerate(shuffle.tolist()):
+        wanted = keeper[original]
+        assert (again[place] == -1) == (wanted == -1)
+        assert wanted == -1 or shuffle[again[place]] == wanted
+
+
+def test_groups_are_stars_not_chains():
+    codes = np.array([0b0, 0b111, 0b111111], dtype=np.uint64)  # A near B, B near C, A far from C
+    pairs = pairs_within(codes, 3)
+    assert assign(3, [0, 1, 2], pairs).tolist() == [-1, 0, -1]
+    assert assign(3, [1, 0, 2], pairs).tolist() == [1, -1, 1]
+
+
+def test_a_crowd_of_equal_codes_costs_few_pairs():
+    n = 20_000
+    codes, rank = np.zeros(n, np.uint64), np.arange(n)[::-1].copy()
+    offered = candidates(codes, rank, 3, fan=8)
+    assert offered[0].size < 8 * n
+    keeper = assign(n, rank, offered)
+    assert keeper[n - 1] == -1 and (keeper[: n - 1] == n - 1).all()
+    rounds = []
+
+    def nothing_is_alike(keepers, members):
+        rounds.append(keepers.size)
+        return np.zeros(keepers.size, bool)
+
+    assert (choose_keepers(n, rank, offered, nothing_is_alike, tries=3) == -1).all()
+    assert len(rounds) <= 4 and sum(rounds) <= 3 * n
+
+
+def test_wrong_pairs_and_answers_are_named():
+    pairs = (np.array([0]), np.array([5]), np.array([1]))
+    with pytest.raises(ValueError, match=r"outside 0\.\.2"):
+        assign(3, [0, 1, 2], pairs)
+    with pytest.raises(ValueError, match="confirm answered"):
+        choose_keepers(6, list(range(6)), pairs, lambda keepers, members: np.ones(3, bool))
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "coffee.png"])
+def test_copies_look_alike(name):
+    image = photograph(name)
+    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
+    for copy in (as_jpeg(image, 90), as_jpeg(image, 75), half, as_jpeg(half, 85)):
+        look = look_alike(image, copy)
+        assert look.alike and look.psnr >= 30, look
+    same = look_alike(image, image.copy())
+    assert same.exact and same.psnr == float("inf")
+
+
+def test_what_is_not_a_copy():
+    image = photograph("astronaut.png")
+    written = image.copy()
+    ImageDraw.Draw(written).text((300, 60), "17:42", fill=(255, 255, 255), font_size=28)
+    look = look_alike(image, written)
+    assert look.psnr > 30 and not look.alike and "differ in the block" in look.why
+    for other in (
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        image.crop((30, 30, 500, 500)),
+        image.rotate(3),
+        photograph("chelsea.png"),
+        image.convert("L").convert("RGB"),
+    ):
+        assert not look_alike(image, other).alike
+
+
+def test_flat_pictures_need_more():
+    random = np.random.default_rng(2)
+    grey = Image.fromarray(np.full((200, 300), 200, np.uint8))
+    tinted = Image.fromarray((np.full((200, 300), 200) + random.integers(-2, 3, (200, 300))).astype(np.uint8))
+    look = look_alike(grey, tinted)
+    assert 40 < look.psnr < 50 and not look.alike and "flat" in look.why
+    slope = np.add.outer(np.arange(200) // 20, np.arange(300) // 30) + 100
+    other = np.add.outer(np.arange(200)[::-1] // 20, np.arange(300) // 30) + 100
+    look = look_alike(Image.fromarray(slope.astype(np.uint8)), Image.fromarray(other.astype(np.uint8)))
+    assert look.psnr > 30 and not look.alike
+    assert look_alike(grey, grey.copy()).alike
+
+
+def test_alpha_and_depth_must_agree():
+    image = photograph("chelsea.png")
+    clear = image.copy()
+    clear.putalpha(255)
+    holed = image.copy()
+    holed.putalpha(Image.linear_gradient("L").resize(image.size))
+    assert "alpha channel" in look_alike(image, clear).why
+    assert "alpha channels differ" in look_alike(clear, holed).why
+    assert look_alike(holed, holed.copy()).exact
+    assert "mode I;16" in look_alike(image, Image.new("I;16", image.size)).why
+
+
+def test_grey_members_are_compared_as_grey():
+    image = photograph("chelsea.png")
+    assert brought_to(image, (90, 60), "L").mode == "L"
+    assert look_alike(image, as_jpeg(image.convert("L"), 90)).alike
+
+
+def test_tiny_pictures():
+    for size in ((1, 1), (2, 1), (1, 40), (17, 16)):
+        image = Image.effect_noise(size, 60)
+        assert look_alike(image, image.copy()).exact
+        assert look_alike(photograph("coffee.png"), image).alike is False
+        assert true_pixels(image) == size[0] * size[1]
+
+
+def test_true_pixels_of_an_enlargement():
+    image = photograph("coffee.png")
+    double = image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC)
+    assert true_pixels(image) == image.width * image.height
+    assert true_pixels(double) == image.width * image.height
+    assert true_pixels(Image.new("RGB", (500, 500), "white")) == 250_000
