@@ -81,7 +81,6 @@ def nightly(
     denoise: str = "auto",
     superres: str = "off",
     min_gain: float = 10.0,
-    effort: int = 0,
     max_pixels: int = 200_000_000,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
@@ -184,7 +183,7 @@ def night_of(settings: RunSettings, run_id: str, model: str, embedding: str | No
         run_id=run_id, source=open_store(settings.source).url, dest=open_store(settings.dest).url,
         quality=settings.quality, metric=target.metric if target else None, target=target.value if target else None,
         dedup=settings.dedup, denoise=settings.denoise == "auto", superres=settings.superres == "auto",
-        min_gain=settings.min_gain, effort=settings.effort, max_pixels=settings.max_pixels, device=settings.device,
+        min_gain=settings.min_gain, max_pixels=settings.max_pixels, device=settings.device,
         model=model, embedding=embedding,
     )  # fmt: skip
 

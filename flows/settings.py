@@ -137,7 +137,6 @@ class RunSettings:
     denoise: str = "auto"  # off, auto
     superres: str = "off"  # off, auto
     min_gain: float = 10.0  # percent of the source bytes; below it the original is kept
-    effort: int = 0  # of the encoder, 0..3
     max_pixels: int = 200_000_000
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -258,14 +257,13 @@ CHOICES = {
 RANGES = {  # inclusive
     "quality": (0, 100),
     "min_gain": (0, 100),
-    "effort": (0, 3),
     "max_failed": (0, 100),
     "max_pixels": (1, 10**12),
     "max_objects": (1, 10**12),
     "workers": (1, 4096),
     "shard_size": (1, 100_000),
 }
-WHOLE = ("effort", "max_pixels", "max_objects", "workers", "shard_size")
+WHOLE = ("max_pixels", "max_objects", "workers", "shard_size")
 SWITCHES = ("dry_run", "fresh", "strict")
 # Only decide when and where the work is done; DEST is where fingerprints are compared.
 WITHOUT_INFLUENCE = ("dest", "workers", "device", "dask", "deadline", "max_failed", *SWITCHES)
@@ -407,7 +405,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--denoise", metavar="off|auto", help="clean noisy pictures (default auto)")
     steps.add_argument("--superres", metavar="off|auto", help="enlarge small pictures (default off)")
     steps.add_argument("--min-gain", metavar="PERCENT", help="keep originals below this saving (default 10)")
-    steps.add_argument("--effort", metavar="N", help="of the encoder, 0..3; codec-6 and later gain nothing (default 0)")
     steps.add_argument("--max-pixels", metavar="N", help="larger pictures fail (default 200,000,000)")
     choice = add("which objects")
     choice.add_argument(

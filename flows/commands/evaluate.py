@@ -18,14 +18,13 @@ def register(subparsers) -> None:
     command.add_argument(
         "--codecs",
         metavar="LIST",
-        help="comma-separated: nightpress, jpeg, webp, jpeg2000, avif, jxl, hevc (default all of these), "
-        "nightpress-postfilter; rows of others in --out from an earlier time stay; an empty LIST only draws again",
+        help="comma-separated: nightpress, jpeg, webp, jpeg2000, avif, jxl, hevc (default all of these); "
+        "rows of others in --out from an earlier time stay; an empty LIST only draws again",
     )
     command.add_argument("--reference", metavar="DIR", type=Path, help="published curves (*.json) to draw in")
     command.add_argument("--points", metavar="N", type=int, help="at most so many settings a codec")
-    command.add_argument("--model", metavar="FILE|ID", help="our model (default: the package's)")
+    command.add_argument("--model", metavar="FILE", help="our model (default: the package's)")
     command.add_argument("--precision", choices=("auto", "float32", "bfloat16", "int8"), default="auto")
-    command.add_argument("--effort", metavar="N", type=int, choices=range(10), default=0, help="of our encoder, 0..9")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, default=1, help="CPU threads of our codec (default 1, as the others)")
     command.add_argument("--json", action="store_true", help="curves and BD-rates as JSON on stdout")
@@ -33,7 +32,7 @@ def register(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from codec.evaluate import FILTERED, NAMES, USUAL
+    from codec.evaluate import NAMES, USUAL
 
     codecs = USUAL if args.codecs is None else tuple(filter(None, (c.strip().lower() for c in args.codecs.split(","))))
     if unknown := [name for name in codecs if name not in NAMES]:
@@ -54,9 +53,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
 
     from codec import CodecError
-    from codec.coder import get_model
     from codec.evaluate import evaluate
-    from tasks.restoration.apply import Postfilter, RestorationError
 
     bars: dict[str, Progress] = {}
 
@@ -64,15 +61,11 @@ def run(args: argparse.Namespace) -> int:
         bars.setdefault(codec, Progress(codec, total)).advance()
 
     try:
-        postfilter = None
-        if FILTERED in codecs:
-            postfilter = Postfilter(codec=get_model(args.model, device="cpu").identity, device=args.device)
         content = evaluate(
             args.images, args.out, codecs, reference=args.reference, points=args.points, model=args.model,
-            device=args.device, precision=args.precision, effort=args.effort,
-            postfilter=postfilter, progress=progress,
+            device=args.device, precision=args.precision, progress=progress,
         )  # fmt: skip
-    except (CodecError, RestorationError, ValueError, OSError) as error:
+    except (CodecError, ValueError, OSError) as error:
         raise WorkFailed(str(error)) from error
     for name, reason in content["left_out"].items():
         say(f"left out {name}: {reason}")

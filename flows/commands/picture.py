@@ -4,7 +4,6 @@ The work is codec's (coder.py, rate.py, pixels.py); here only options, files and
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import tempfile
@@ -28,15 +27,7 @@ def register(subparsers) -> None:
     goal.add_argument("--quality", metavar="Q", type=float, help="0..100 (default 75)")
     goal.add_argument("--target", metavar="M=V", help="psnr=V or ms-ssim=V, met from above by at most 0.1 dB")
     goal.add_argument("--max-bytes", metavar="N", type=int, help="at most so many bytes, at most 2 %% fewer")
-    encode.add_argument(
-        "--effort", metavar="N", type=int, choices=range(10), default=0,
-        help="0..9: more time for fewer bytes: from quality 60 on with --postfilter; else with --model up to codec-5",
-    )  # fmt: skip
-    encode.add_argument(
-        "--postfilter", action="store_true",
-        help="for a reader who decodes with --postfilter: --target counts what that gives, --effort works towards it",
-    )  # fmt: skip
-    encode.add_argument("--model", metavar="FILE|ID", help="the model to code with (default: the package's)")
+    encode.add_argument("--model", metavar="FILE", help="a model that was trained elsewhere (default: the package's)")
     encode.add_argument("--max-pixels", metavar="N", type=int, default=200_000_000, help="refuse larger pictures")
     encode.set_defaults(handler=run_encode)
 
@@ -50,10 +41,6 @@ def register(subparsers) -> None:
     decode.add_argument(
         "--models", metavar="DIR", type=Path, action="append", help="search for the file's model here too; repeatable"
     )
-    decode.add_argument(
-        "--postfilter", action="store_true",
-        help="mend what the compression did, as far as a network can: nearer to the original, ten times slower",
-    )  # fmt: skip
     decode.add_argument("--max-pixels", metavar="N", type=int, default=200_000_000, help="refuse larger pictures")
     decode.set_defaults(handler=run_decode)
 
@@ -82,28 +69,24 @@ def run_encode(args: argparse.Namespace) -> int:
         if args.max_bytes < 1:
             raise WrongUsage(f"--max-bytes {args.max_bytes}: at least 1")
         metric, value = "bytes", args.max_bytes
-    if args.postfilter and not (metric or args.effort):
-        raise WrongUsage("--postfilter changes what --target and --effort mean; give one of them")
     source = _read(args.image)
     _need_folder(args.file)
 
     from codec import CodecError, PictureError, coder, open_picture
     from codec.rate import target_level
-    from tasks.restoration.apply import Postfilter, RestorationError
 
     start = time.perf_counter()
     try:
         picture = open_picture(source, args.max_pixels)
         model = coder.get_model(args.model, device=_device(args.device))
-        postfilter = Postfilter(codec=model.identity, device=args.device) if args.postfilter else None
-        prepared = coder.prepare(picture, model, effort=args.effort, postfilter=postfilter)
+        prepared = coder.prepare(picture, model)
         if metric:
             reached = target_level(prepared, metric, value)
             data, level = reached.bitstream, reached.level
         else:
             reached, level = None, coder.level_of(coder.DEFAULT_QUALITY if args.quality is None else args.quality)
             data = prepared.code(level)
-    except (PictureError, CodecError, RestorationError, ValueError) as error:
+    except (PictureError, CodecError, ValueError) as error:
         raise WorkFailed(f"{args.image}: {error}") from error
     _write(args.file, data)
     result = {
@@ -117,7 +100,7 @@ def run_encode(args: argparse.Namespace) -> int:
         "seconds": time.perf_counter() - start,
     }
     if reached:
-        result.update(metric=reached.metric, value=reached.value, passes=reached.passes, postfilter=args.postfilter)
+        result.update(metric=reached.metric, value=reached.value, passes=reached.passes)
     if args.json:
         print(json.dumps(result))
         return 0
@@ -125,7 +108,7 @@ def run_encode(args: argparse.Namespace) -> int:
     print(
         f"{args.file}: {byte_count(len(data))} ({len(data) / len(source):.1%} of {byte_count(len(source))}), "
         f"{picture.width}x{picture.height}, {result['bpp']:.3f} bpp, quality {level / 10:g}"
-        + (f", {met.format(reached.value)}" + " through the post-filter" * args.postfilter if met else "")
+        + (f", {met.format(reached.value)}" if met else "")
     )
     return 0
 
@@ -137,16 +120,12 @@ def run_decode(args: argparse.Namespace) -> int:
     data = _read(args.file)
     _need_folder(args.image)
 
-    from codec import CodecError, decode_picture, info, picture_bytes
-    from tasks.restoration.apply import Postfilter, RestorationError
+    from codec import CodecError, decode_picture, picture_bytes
 
     try:
-        postfilter = Postfilter(codec=info(data)["model"], device=args.device) if args.postfilter else None
         picture = decode_picture(data, models=args.models, device=_device(args.device), max_pixels=args.max_pixels)
-        if postfilter:
-            picture = dataclasses.replace(picture, image=postfilter(picture.image, info(data)))
         _write(args.image, picture_bytes(picture, format))
-    except (CodecError, RestorationError, ValueError, OSError) as error:
+    except (CodecError, ValueError, OSError) as error:
         raise WorkFailed(f"{args.file}: {error}") from error
     if args.json:
         print(json.dumps({"image": str(args.image), "width": picture.width, "height": picture.height,

@@ -15,15 +15,12 @@ def register(subparsers) -> None:
         epilog="Example: nightpress train codec --data photos/ --out trained/ --minutes 60",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("network", choices=("codec", "denoise", "superres", "postfilter", "embedding"))
+    command.add_argument("network", choices=("codec", "denoise", "superres", "embedding"))
     command.add_argument("--data", type=Path, nargs="+", required=True, help="folders of pictures, searched whole")
     command.add_argument("--out", type=Path, required=True, help="checkpoints, log and weights go here")
     command.add_argument("--minutes", type=float, default=60.0, help="time to train (default 60)")
     command.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     command.add_argument("--start", type=Path, metavar="FILE", help="weights to start from (not embedding's)")
-    command.add_argument(
-        "--codec", type=Path, metavar="FILE", help="postfilter: for which codec (default: the package's)"
-    )
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, default=1, help="CPU threads (default 1; see README)")
     command.add_argument("--seed", type=int, default=1)
@@ -39,12 +36,8 @@ def train(args: argparse.Namespace) -> int:
             raise WrongUsage(f"--data {folder} is not a folder; name a folder of pictures")
     if args.start and not args.start.is_file():
         raise WrongUsage(f"--start {args.start} is not there; name a .safetensors file that a training wrote")
-    if args.codec and args.network != "postfilter":
-        raise WrongUsage("--codec is for postfilter, which learns what a codec's model does to pictures")
-    if args.codec and not args.codec.is_file():
-        raise WrongUsage(f"--codec {args.codec} is not there; name a .safetensors file of the codec")
     if args.start and args.network == "embedding":
-        raise WrongUsage("--start is for codec, denoise, superres and postfilter; embeddings go on by --resume")
+        raise WrongUsage("--start is for codec, denoise and superres; embeddings go on by --resume")
     device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise WrongUsage("--device cuda: torch sees no GPU here; use --device cpu")
@@ -65,10 +58,6 @@ def train(args: argparse.Namespace) -> int:
         else:
             from tasks.restoration.train import train as train_restoration
 
-            if args.network == "postfilter":
-                from codec.coder import default_model
-
-                common["codec"] = args.codec or default_model()
             path = train_restoration(
                 args.network, args.data, args.out, variant=args.variant, start=args.start, **common
             )

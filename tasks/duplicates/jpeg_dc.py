@@ -9,139 +9,12 @@ Anything out of the ordinary (progressive, arithmetic, 12 bits, several scans, R
 gives None, and the caller takes libjpeg's way, errors included. ITU-T T.81, annexes B, C and F.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from numba import njit
 
-_WINDOW = 13  # bits looked up at a time
-_END = 1 << 15  # in a skip: the block ends here
+from codec.pictures.jpeg_huffman import dc_code, huffman_table, refill, skip_ac
+
 _MOST_BLOCKS = 1 << 26
-
-
-@njit(cache=True)
-def _codes(counts, values):
-    """Length (0: none) and symbol of the code that each 16-bit window starts with; False for an impossible table."""
-    lengths, symbols = np.zeros(1 << 16, np.uint8), np.zeros(1 << 16, np.uint8)
-    code = place = 0
-    for length in range(1, 17):
-        for _ in range(counts[length - 1]):
-            if code >= 1 << length:
-                return lengths, symbols, False
-            first = code << (16 - length)
-            lengths[first : first + (1 << (16 - length))] = length
-            symbols[first : first + (1 << (16 - length))] = values[place]
-            code += 1
-            place += 1
-        code <<= 1
-    return lengths, symbols, True
-
-
-@njit(cache=True)
-def _skips(lengths, symbols):
-    """What lies at the start of each window of AC bits: places advanced << 8 | bits taken, and _END.
-
-    First all whole coefficients in it, then the first alone; 0: not even one fits, or it is no code.
-    """
-    many, one = np.zeros(1 << _WINDOW, np.uint16), np.zeros(1 << _WINDOW, np.uint16)
-    for window in range(1 << _WINDOW):
-        bits = places = 0
-        while places < 64:
-            rest = ((window << (16 - _WINDOW)) << bits) & 0xFFFF
-            length, run, size = lengths[rest], symbols[rest] >> 4, symbols[rest] & 15
-            if length == 0 or bits + length + size > _WINDOW or (size == 0 and run != 0 and run != 15):
-                break
-            bits += length + size
-            ends = size == 0 and run == 0
-            places += 0 if ends else run + 1
-            many[window] = places << 8 | bits | (_END if ends else 0)
-            if one[window] == 0:
-                one[window] = many[window]
-            if ends:
-                break
-    return many, one
-
-
-@njit(cache=True)
-def _starts(lengths, symbols):
-    """The DC code at the start of each window: size << 8 | length, 0 where it is longer."""
-    starts = np.zeros(1 << _WINDOW, np.uint16)
-    for window in range(1 << _WINDOW):
-        length, size = lengths[window << (16 - _WINDOW)], symbols[window << (16 - _WINDOW)]
-        if length <= _WINDOW and size <= 11:
-            starts[window] = size << 8 | length
-    return starts
-
-
-@lru_cache(maxsize=64)
-def _table(raw: bytes, dc: bool):
-    """Tables of a Huffman code as the file has it (16 counts, then values): (lengths, symbols, starts) for DC,
-    (lengths, symbols, many, one) for AC; None: impossible."""
-    counts, values = np.frombuffer(raw[:16], np.uint8).astype(np.int64), np.frombuffer(raw[16:], np.uint8)
-    lengths, symbols, possible = _codes(counts, values)
-    if not possible or (dc and values.max(initial=0) > 15):
-        return None
-    return (lengths, symbols, _starts(lengths, symbols)) if dc else (lengths, symbols, *_skips(lengths, symbols))
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _refill(data, at, held, bits):
-    """More bits for the buffer (left-aligned, at most 32 left in it); stuffed zeros are dropped, a marker stops."""
-    if at + 4 <= data.size:
-        four = (
-            np.uint32(data[at]) << np.uint32(24)
-            | np.uint32(data[at + 1]) << np.uint32(16)
-            | np.uint32(data[at + 2]) << np.uint32(8)
-            | np.uint32(data[at + 3])
-        )
-        if (~four - np.uint32(0x01010101)) & four & np.uint32(0x80808080) == 0:  # no byte is 255
-            return at + 4, held | np.uint64(four) << np.uint64(32 - bits), bits + 32
-    while bits <= 48 and at < data.size:
-        byte = data[at]
-        if byte == 0xFF:
-            if at + 1 >= data.size or data[at + 1] != 0:
-                break
-            at += 1
-        at += 1
-        held |= np.uint64(byte) << np.uint64(56 - bits)
-        bits += 8
-    return at, held, bits
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _dc_code(held, lengths, symbols, starts):
-    """Bits of the DC code at the front and of the difference behind it; (65, 0), more than there are, for no code."""
-    start = np.int64(starts[np.int64(held >> np.uint64(64 - _WINDOW))])
-    if start != 0:
-        return start & 255, start >> 8
-    length, size = np.int64(lengths[held >> np.uint64(48)]), np.int64(symbols[held >> np.uint64(48)])
-    if length == 0 or size > 11:
-        return np.int64(65), np.int64(0)
-    return length, size
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _skip_ac(data, at, held, bits, lengths, symbols, many, one):
-    """Pass over a block's AC coefficients: (at, held, bits) behind them; bits below 0 at anything irregular."""
-    place = 1
-    while place < 64:
-        if bits <= 32:
-            at, held, bits = _refill(data, at, held, bits)
-        skip = np.int64(many[np.int64(held >> np.uint64(64 - _WINDOW))])
-        if skip == 0 or place + (skip >> 8 & 127) + (skip >> 15) > 64:
-            skip = np.int64(one[np.int64(held >> np.uint64(64 - _WINDOW))])  # the window reaches into the next block
-            if skip == 0:
-                symbol, length = np.int64(symbols[held >> np.uint64(48)]), np.int64(lengths[held >> np.uint64(48)])
-                run, size = symbol >> 4, symbol & 15
-                if length == 0 or (size == 0 and run != 0 and run != 15):
-                    return at, held, -1
-                skip = _END | length if symbol == 0 else run + 1 << 8 | length + size
-            if place + (skip >> 8 & 127) + (skip >> 15) > 64:
-                return at, held, -1
-        held <<= np.uint64(skip & 31)
-        bits -= skip & 31
-        place += skip >> 8  # _END makes it more than 64
-    return at, held, bits
 
 
 @njit(nogil=True, cache=True)
@@ -172,8 +45,8 @@ def _scan(data, at, units_x, units_y, blocks, restart, dc, ac, dc_others, ac_oth
             for y in range(down):
                 for x in range(across):
                     if bits <= 32:
-                        at, held, bits = _refill(data, at, held, bits)
-                    length, size = _dc_code(held, dc_l, dc_s, dc_w)
+                        at, held, bits = refill(data, at, held, bits)
+                    length, size = dc_code(held, dc_l, dc_s, dc_w)
                     if length + size > bits:
                         return -1
                     if size > 0:
@@ -181,18 +54,18 @@ def _scan(data, at, units_x, units_y, blocks, restart, dc, ac, dc_others, ac_oth
                         previous += value - (((1 << size) - 1) if value < 1 << (size - 1) else 0)
                     out[unit_y * down + y, unit_x * across + x] = previous
                     held <<= np.uint64(length + size)
-                    at, held, bits = _skip_ac(data, at, held, bits - length - size, ac_l, ac_s, ac_m, ac_1)
+                    at, held, bits = skip_ac(data, at, held, bits - length - size, ac_l, ac_s, ac_m, ac_1)
                     if bits < 0:
                         return -1
             for _ in range(others):
                 if bits <= 32:
-                    at, held, bits = _refill(data, at, held, bits)
-                length, size = _dc_code(held, dc_ol, dc_os, dc_ow)
+                    at, held, bits = refill(data, at, held, bits)
+                length, size = dc_code(held, dc_ol, dc_os, dc_ow)
                 if length + size > bits:
                     return -1
                 held <<= np.uint64(length + size)
                 bits -= length + size
-                at, held, bits = _skip_ac(data, at, held, bits, ac_ol, ac_os, ac_om, ac_o1)
+                at, held, bits = skip_ac(data, at, held, bits, ac_ol, ac_os, ac_om, ac_o1)
                 if bits < 0:
                     return -1
     return at if bits < 8 else -1
@@ -275,7 +148,7 @@ def luma_eighth(data: bytes) -> np.ndarray | None:
     for number in (numbers[0], numbers[-1]):
         for place in (number >> 4, 16 | number & 15):
             raw = found["tables"].get(place)
-            table = _table(raw, place < 16) if raw is not None else None
+            table = huffman_table(raw, place < 16) if raw is not None else None
             if table is None:
                 return None
             tables.append(table)

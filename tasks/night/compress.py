@@ -105,7 +105,7 @@ def unstored(status: str, reason: str | None = None) -> dict:
 def encode_verified(night: Night, row: dict, picture: Picture, model) -> tuple[bytes, dict]:
     """Bitstream that decodes to what it should, and the columns that say so. Raises Kept."""
     image = clean(picture, row)
-    prepared = coder.prepare(image, model, effort=night.effort)
+    prepared = coder.prepare(image, model)
     reached = None
     if row["stored_bytes"]:
         bitstream = in_budget(prepared, row["stored_bytes"])

@@ -23,7 +23,7 @@ def sample(night: Night, item: dict, fetched) -> dict:
     try:
         picture = compress.opened(night, item, fetched)
         image = compress.clean(picture, item)
-        prepared = coder.prepare(image, model, effort=night.effort)
+        prepared = coder.prepare(image, model)
         most = item["size"] * (1 - night.min_gain / 100)
         points = []
         for level in LEVELS:

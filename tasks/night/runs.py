@@ -42,7 +42,6 @@ class Night:
     denoise: bool = True
     superres: bool = False
     min_gain: float = 10.0  # percent
-    effort: int = 0  # of the encoder, 0..3
     max_pixels: int = 200_000_000
     device: str = "auto"
     model: str | None = None  # id of the codec's model, 16 hex digits

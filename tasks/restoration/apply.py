@@ -1,10 +1,9 @@
 """Clean what is noisy, enlarge what is small, leave the rest alone: the step itself, on one picture.
 
 Here: whether a picture is noisy and how strongly (`noise_sigma`, `decide`), the denoisers and enlargers behind one call
-each (`denoise`, `upscale`), the filter for what our codec decoded (`Postfilter`), tiles with a halo (`run_tiled`). The
-networks stand in networks.py, how they are trained in train.py, what they are worth in
-evaluate.py; weights/ holds trained ones. Which pictures of a night get here, and where the results go, is
-the night's business.
+each (`denoise`, `upscale`), tiles with a halo (`run_tiled`). The networks stand in networks.py, how they are trained in
+train.py, what they are worth in evaluate.py; weights/ holds trained ones. Which pictures of a night get here, and where
+the results go, is the night's business.
 
 Pictures are Pillow images with 8 bits a channel (L, LA, RGB, RGBA; 1 and P where the answer is clear).
 Profiles and EXIF travel in `image.info`; the alpha plane is never filtered by `denoise`.
@@ -12,11 +11,10 @@ Profiles and EXIF travel in `image.info`; the alpha plane is never filtered by `
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +22,6 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tasks.restoration.networks import Loaded
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -200,20 +196,16 @@ def denoiser_id() -> str:
 def denoise_samples(samples: np.ndarray, sigma: float, loaded: Loaded, device: str, tile: int) -> np.ndarray:
     """[H, W, 1 or 3] on the 0..255 scale (uint8, or float beyond it) -> uint8, filtered; grey goes in as three equal
     channels, their mean comes out."""
-    return _filtered(samples, np.full((1, 1, 1, 1), sigma / 255.0, np.float32), loaded, device, tile)
-
-
-def _filtered(samples: np.ndarray, told: np.ndarray, loaded: Loaded, device: str, tile: int) -> np.ndarray:
-    """As denoise_samples; `told`: float32, what the network takes beside the picture."""
     import torch
 
     where = _device(device)
     network = _placed(loaded, where)
+    told = torch.full((1, 1, 1, 1), sigma / 255.0, device=where)
 
     def clean(piece: np.ndarray) -> np.ndarray:
         noisy = torch.from_numpy(np.array(piece.transpose(2, 0, 1), order="C")).to(where)[None].float() / 255.0
         with torch.inference_mode(), _reduced_precision(where):
-            result = network(noisy.expand(-1, 3, -1, -1), torch.from_numpy(told).to(where))
+            result = network(noisy.expand(-1, 3, -1, -1), told)
         if piece.shape[2] == 1:
             result = result.mean(1, keepdim=True)
         return result[0].permute(1, 2, 0).float().cpu().numpy()
@@ -262,72 +254,6 @@ def _with_samples(image: Image.Image, samples: np.ndarray) -> Image.Image:
     result = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples, image.mode)
     result.info = dict(image.info)
     return result
-
-
-# --- what our codec decoded ---
-
-
-class Postfilter:
-    """Brings a picture as `codec.decode` gave it nearer to the one that was encoded.
-
-    It belongs to a model of the codec, and to later ones on which it was tried, as its file says. The result is not
-    what the night proved and reported: it is for whoever takes a picture out. Given to `codec.encode` too, the encoder
-    works towards what the filter will give. `weights`: another file than the package's; `codec`: the id of the model
-    for which it is to be (by default that of the package which encodes); `device`, `tile` as in `denoise`. Raises
-    ValueError for a file that is none and for a model without one.
-    """
-
-    def __init__(
-        self, weights: Path | None = None, *, codec: str | None = None, device: str = "auto", tile: int | None = None
-    ):
-        path = Path(weights) if weights else self._file_for(codec)
-        if not path.exists():
-            raise ValueError(f"no post-filter at {path}; train one (`nightpress train postfilter`) or do without")
-        loaded, self.device, self.tile = _loaded(path), _device(device), tile or DENOISE_TILE
-        if loaded.task != "postfilter" or "codec" not in loaded.card:
-            raise ValueError(f"{path} is for {loaded.task}; name one that `nightpress train postfilter` wrote")
-        self.identity, self.models = loaded.identity, _codecs_of(loaded.card)
-        self.model = codec if codec in self.models else self.models[-1]
-        # A copy of its own: threads share it, and must never find it half moved to another device.
-        self._loaded = replace(loaded, network=copy.deepcopy(loaded.network).to(self.device))
-
-    @staticmethod
-    def _file_for(codec: str | None) -> Path:
-        """The package's file for a model of the codec."""
-        newest = WEIGHTS / "postfilter-night.safetensors"
-        for path in sorted(WEIGHTS.glob("postfilter-*.safetensors")) if codec else ():
-            if codec in _codecs_of(_loaded(path).card):
-                return path
-        if codec and newest.exists():
-            raise ValueError(
-                f"no post-filter for model {codec} under {WEIGHTS}; do without, or train one (`nightpress train "
-                "postfilter --codec FILE`)"
-            )
-        return newest
-
-    def __call__(self, image: Image.Image, facts: dict) -> Image.Image:
-        """facts: `codec.info` of the bitstream, of which `model` and `quality` count. Alpha, profile and EXIF are kept,
-        grey stays grey. Raises ValueError where the bitstream is of another model, RestorationError as `denoise`."""
-        if facts["model"] not in self.models:
-            raise ValueError(
-                f"the post-filter was trained for model {self.model}, the bitstream is of {facts['model']}: use it "
-                "without the filter"
-            )
-        if image.mode not in ("L", "LA", "RGB", "RGBA"):
-            raise UnsupportedPicture(f"mode {image.mode}: the post-filter works on what codec.decode gives")
-        level = np.array([10.0 * facts["quality"]], np.float32)
-        return _on_colours(image, lambda work: _filtered(work, level, self._loaded, self.device, self.tile))
-
-    def mend(self, shown: Tensor, levels: Tensor) -> Tensor:
-        """float32 [B,3,H,W] in 0..1, H and W multiples of 16, at levels [B] (0..1000) -> the same filtered, not
-        clamped; on any device, differentiable."""
-        with _reduced_precision(self.device):
-            return self._loaded.network(shown.to(self.device), levels.to(self.device).float()).to(shown.device)
-
-
-def _codecs_of(card: dict) -> list[str]:
-    """Ids of the models that a post-filter's file is for: the one it was trained for, then those it was tried on."""
-    return [card["codec"], *card.get("also", "").split()] if "codec" in card else []
 
 
 # --- super-resolution ---
@@ -452,7 +378,7 @@ def provenance(parent_sha256: str, scale: int) -> dict[str, str]:
 
 
 def network_for(task: str, scale: int = 1, name: str = "night") -> Loaded | None:
-    """The trained network of weights/ for a task (denoise | superres | postfilter), or None without its weights."""
+    """The trained network of weights/ for a task (denoise | superres), or None without its weights."""
     path = WEIGHTS / f"{task}-{name}{f'-x{scale}' if task == 'superres' else ''}.safetensors"
     return _loaded(path) if path.exists() else None
 

@@ -1,22 +1,19 @@
-"""The restoration networks and their files: denoisers and a post-filter (RGB), enlargers (luma).
+"""The restoration networks and their files: denoisers (RGB) and enlargers (luma).
 
     denoise   night     NightDenoiser: bias-free plain-convolution U-Net on pixel-unshuffled input + noise level
               dncnn     Dncnn: 3x3 convolutions at full resolution, batch normalisation (Zhang et al., 2017)
     superres  night     NightUpscaler: re-parameterised 3x3 convolutions at low resolution + linear bicubic path
               fsrcnn    Fsrcnn: shrink, map, expand, deconvolve (Dong et al., 2016)
               srcnn     Srcnn: 9-5-5 on the bicubic enlargement (Dong et al., 2014)
-    postfilter night    NightPostfilter: the denoiser's network on what our codec decoded, told the level instead
 
 Every network has `halo` (radius of what an output pixel sees, in input pixels, rounded up to `multiple`) and
 `multiple` (input sides must be multiples of it), which is what tiling needs. Denoisers map (noisy [B,3,H,W],
-sigma [B,1,1,1]), both in units of 0..1, to clean [B,3,H,W]; post-filters (decoded [B,3,H,W] in 0..1, level [B] of the
-codec, 0..1000) to [B,3,H,W]; enlargers map luma [B,1,h,w] in 0..1 to
-[B,1,s*h,s*w]. How they run on pictures stands in apply.py, how they are trained in train.py.
+sigma [B,1,1,1]), both in units of 0..1, to clean [B,3,H,W]; enlargers map luma [B,1,h,w] in 0..1 to [B,1,s*h,s*w].
+How they run on pictures stands in apply.py, how they are trained in train.py.
 """
 
 import dataclasses
 import json
-import math
 import struct
 from pathlib import Path
 
@@ -25,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.model import KNOTS, at_level, model_id
+from codec.model import model_id
 
 FORMAT = "nightpress-restoration-1"
 
@@ -109,19 +106,6 @@ class NightDenoiser(nn.Module):
         for level in reversed(range(len(self.up))):
             x = self.up[level](kept[level] + self.grow[level](x))
         return noisy - F.pixel_shuffle(self.tail(x).to(noisy.dtype), self.config.fold)
-
-
-class NightPostfilter(NightDenoiser):
-    """Takes out what the codec's quantisation put in: its errors are no more white than a camera's, but the network
-    that finds a picture below noise finds it here too, and learns the rest in minutes. `log_strength`: logarithm of
-    the level of noise (0..255 scale) that it is told at KNOTS levels of the codec; starts as the codec's mean error."""
-
-    def __init__(self, config: NightDenoiserConfig | None = None):
-        super().__init__(config)
-        self.log_strength = nn.Parameter(torch.linspace(math.log(12.0), math.log(2.2), KNOTS)[:, None].clone())
-
-    def forward(self, decoded: Tensor, level: Tensor) -> Tensor:
-        return super().forward(decoded, torch.exp(at_level(self.log_strength, level)) / 255.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,7 +334,6 @@ class Srcnn(nn.Module):
 NETWORKS: dict[str, dict[str, type[nn.Module]]] = {
     "denoise": {"night": NightDenoiser, "dncnn": Dncnn},
     "superres": {"night": NightUpscaler, "fsrcnn": Fsrcnn, "srcnn": Srcnn},
-    "postfilter": {"night": NightPostfilter},
 }
 
 
@@ -372,8 +355,6 @@ def macs_per_pixel(network: nn.Module, task: str, side: int = 96) -> float:
     with torch.inference_mode():
         if task == "denoise":
             network(torch.zeros(1, 3, side, side), torch.zeros(1, 1, 1, 1))
-        elif task == "postfilter":
-            network(torch.zeros(1, 3, side, side), torch.zeros(1))
         else:
             network(torch.zeros(1, 1, side, side))
             linear = [p for key, p in network.state_dict().items() if key in ("linear", "phases")]

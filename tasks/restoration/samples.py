@@ -1,7 +1,7 @@
-"""What the restoration networks learn from: noisy, reduced and decoded samples, cut from photographs without end.
+"""What the restoration networks learn from: noisy and reduced samples, cut from photographs without end.
 
     noise      gaussian, poisson_gaussian, camera: (clean patch, generator) -> (noisy, target, sigma that is told)
-    batches    NoisyPatches (denoisers), DecodedPatches and DecodedCrops (post-filters), ReducedPatches (enlargers)
+    batches    NoisyPatches (denoisers), ReducedPatches (enlargers)
 
 Needs torch, numpy and Pillow alone, as train.py does, whose loop takes the batches. The camera is also what
 evaluate.py measures with.
@@ -17,16 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codec.crops import DeviceCrops
-from codec.model import LEVELS, NightCodec
 from codec.train import rendered_page
 from tasks.restoration.apply import noise_sigma
 
 SIGMA_RANGE = (2.0, 58.0)  # of the Gaussian samples, 0..255 scale
-GRAINY = 0.08  # share of what the post-filter learns from that has grain, which it must leave
-PAGES_CODED = 0.06  # share of rendered pages among what the post-filter learns from, as in the codec's training
-
-
 # -- what a noisy sample is
 
 
@@ -202,125 +196,6 @@ class NoisyPatches(torch.utils.data.IterableDataset):
         if rng.random() < 0.3:
             patch = np.clip(patch * rng.uniform(0.5, 1.1, size=3 if rng.random() < 0.5 else 1), 0, 1)
         return patch.astype(np.float32)
-
-
-class DecodedPatches(torch.utils.data.IterableDataset):
-    """Endless batches (decoded, clean: float32 [B,3,S,S]; level: float32 [B] in 0..1000): what `codec` makes of
-    pictures at every level. Clean values lie in 0..1, decoded ones may lie beyond and are not rounded to 8 bits.
-
-    Crops come from a pool of coded pieces of PIECE pixels a side, of which one is replaced a batch (0.9 GB for all
-    loaders together). `codec` is set to the precision that the machine computes fast. Raises ValueError for S > PIECE.
-    """
-
-    PIECE, POOL = 256, 1500
-
-    def __init__(self, pictures: list[np.ndarray], count: int, size: int, seed: int, codec: NightCodec):
-        if size > self.PIECE:
-            raise ValueError(f"size {size}: at most {self.PIECE} for a post-filter, whose crops come from such pieces")
-        self.pictures, self.count, self.size, self.seed = pictures, count, size, seed
-        self.codec = codec.set_precision("auto")
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
-        most = self.POOL // (worker.num_workers if worker else 1)
-        pool = [self.coded(rng) for _ in range(16)]
-        while True:
-            fresh = self.coded(rng)
-            if len(pool) < most:
-                pool.append(fresh)
-            else:
-                pool[rng.integers(len(pool))] = fresh
-            crops = [self.crop(pool[rng.integers(len(pool))], rng) for _ in range(self.count)]
-            decoded, clean, level = zip(*crops, strict=True)
-            yield torch.stack(decoded), torch.stack(clean), torch.tensor(level)
-
-    def coded(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, float]:
-        """(decoded, as float16; clean, uint8: [3,s,s], s a multiple of 16; level)"""
-        if rng.random() < PAGES_CODED:
-            clean = np.array(rendered_page(self.PIECE, random.Random(int(rng.integers(1 << 30)))))
-        else:
-            clean = self.piece(rng)
-        clean = torch.from_numpy(clean).permute(2, 0, 1).contiguous()
-        level = float(rng.integers(LEVELS + 1))
-        grainy = with_grain(clean[None].float() / 255.0)
-        decoded = decoded_by(self.codec, grainy, torch.tensor([level]))
-        return decoded[0].half(), (grainy[0] * 255.0).round().to(torch.uint8), level
-
-    def piece(self, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [s,s,3]: a part of a picture, often reduced, turned, mirrored, some of them grey."""
-        picture = self.pictures[rng.integers(len(self.pictures))]
-        height, width = picture.shape[:2]
-        wanted = int(self.PIECE * (rng.uniform(1.0, 2.0) if rng.random() < 0.5 else 1.0))
-        side = min(wanted, height, width)
-        size = min(self.PIECE, side // 16 * 16)
-        y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
-        image = Image.fromarray(np.ascontiguousarray(picture[y : y + side, x : x + side]))
-        if wanted > self.PIECE:
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
-        if rng.random() < 0.05:
-            image = image.convert("L").convert("RGB")
-        patch = np.rot90(np.asarray(image)[:size, :size], rng.integers(4))
-        return np.array(patch[:, ::-1] if rng.random() < 0.5 else patch)
-
-    def crop(self, coded: tuple[Tensor, Tensor, float], rng: np.random.Generator) -> tuple[Tensor, Tensor, float]:
-        decoded, clean, level = coded
-        y, x = (2 * int(rng.integers((n - self.size) // 2 + 1)) for n in clean.shape[1:])
-        pair = [t[:, y : y + self.size, x : x + self.size].float() for t in (decoded, clean)]
-        turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
-        pair = [torch.rot90(t, turns, (1, 2)) for t in pair]
-        pair = [t.flip(2) if mirrored else t for t in pair]
-        return pair[0], pair[1] / 255.0, level
-
-
-class DecodedCrops:
-    """Batches of the same kind as those of DecodedPatches, made where the training runs, for GPUs: every batch is cut
-    (codec/crops.py) and coded anew, all its samples at levels of their own and each as a picture, so that its sides are
-    a picture's edges. `codec` is moved to `device`."""
-
-    PAGES = 256  # rendered pages that samples are cut from
-
-    def __init__(self, pictures: list[np.ndarray], count: int, size: int, seed: int, codec: NightCodec, device: str):
-        if size % 16:
-            raise ValueError(f"size {size}: a multiple of 16 for a post-filter on a GPU, whose samples are coded whole")
-        pages = [rendered_page(2 * size, random.Random(seed + number)) for number in range(self.PAGES)]
-        self.crops = DeviceCrops(pictures, pages, PAGES_CODED, 0.5, device)
-        self.count, self.size, self.device = count, size, device
-        self.codec = codec.to(device).set_precision("int8")
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        while True:
-            clean = self.crops.batch(self.count, self.size)
-            level = (torch.rand(self.count, device=self.device) * LEVELS).round()
-            clean = with_grain(clean)
-            yield decoded_by(self.codec, clean, level), clean, level
-
-
-def with_grain(clean: Tensor) -> Tensor:
-    """[B,3,S,S] in 0..1 -> the same, some of them with a scan's or a film's grain (sigma 1 to 9 of 255, the same in all
-    colours of every second one and of grey ones), in steps of 1/255."""
-    one = (len(clean), 1, 1, 1)
-    chosen = torch.rand(one, device=clean.device) < GRAINY
-    if not chosen.any():
-        return clean
-    sigma = torch.exp(torch.rand(one, device=clean.device) * math.log(9.0)) / 255.0
-    grain = torch.randn_like(clean)
-    alike = (torch.rand(one, device=clean.device) < 0.5) | is_grey(clean)
-    grain = torch.where(alike, grain[:, :1], grain)
-    return torch.where(chosen, ((clean + sigma * grain).clamp(0, 1) * 255.0).round() / 255.0, clean)
-
-
-def is_grey(pictures: Tensor) -> Tensor:
-    """[B,3,S,S] -> bool [B,1,1,1]: whether all three colours are the same everywhere."""
-    return (pictures == pictures[:, :1]).all(1, keepdim=True).flatten(1).all(1)[:, None, None, None]
-
-
-@torch.no_grad()
-def decoded_by(codec: NightCodec, clean: Tensor, level: Tensor) -> Tensor:
-    """What `codec` makes of clean [B,3,S,S] in 0..1 at levels [B], neither clamped nor rounded; of grey pictures the
-    mean of the three colours, as the decoder shows them."""
-    decoded, _ = codec.finishing_pass(clean, level)
-    return torch.where(is_grey(clean), decoded.mean(1, keepdim=True), decoded)
 
 
 class ReducedPatches(torch.utils.data.IterableDataset):

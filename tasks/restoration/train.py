@@ -1,13 +1,13 @@
 """Training of the restoration networks: pictures in a folder -> checkpoints, a log, one file of weights.
 
 Needs torch, numpy and Pillow alone: `python -m tasks.restoration.train --help`. Here: the loss, the loop with its time
-budget, checkpoints. What a training sample is stands in samples.py, the networks and their files in
-networks.py; figures on test sets come from evaluate.py.
+budget, checkpoints. What a training sample is stands in samples.py, the networks and their files in networks.py;
+figures on test sets come from evaluate.py.
 
 The learning rate is constant, then falls with a cosine over the last part of the time given; the state at the start
 of the fall is kept (`trunk.pt`), and `resume` goes on from there with more time. Enlargers learn the absolute error,
-and while the rate falls the squared one; denoisers the logarithm of the squared error, post-filters by how much they
-lower it. Until half of that fall, units that never fire are set to work again (dead_units.py).
+and while the rate falls the squared one; denoisers the logarithm of the squared error. Until half
+of that fall, units that never fire are set to work again (dead_units.py).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec.model import load_model, native_bfloat16
+from codec.model import native_bfloat16
 from codec.optimiser import Optimiser, clipped
 from codec.recorded import Recorded
 from codec.train import load_pictures
@@ -33,7 +33,7 @@ from tasks.restoration.networks import (
     macs_per_pixel,
     save_network,
 )
-from tasks.restoration.samples import DecodedCrops, DecodedPatches, NoisyPatches, ReducedPatches
+from tasks.restoration.samples import NoisyPatches, ReducedPatches
 
 WATCH_EVERY, WATCH_FOR = 500, 20  # steps: what never fires in the first 20 of each 500 is set to work again
 
@@ -56,7 +56,6 @@ class Recipe:
 
 RECIPES = {
     "denoise": {"night": Recipe(rate=2e-3), "dncnn": Recipe(batch=8, size=48, noise=(1.0, 0.0, 0.0))},
-    "postfilter": {"night": Recipe(size=128, rate=7e-4)},
     "superres": {
         "night": Recipe(batch=16, size=48, rate=2e-3),
         "fsrcnn": Recipe(batch=16, size=32, rate=2e-3, decay=0.7, optimiser="adam"),
@@ -89,25 +88,20 @@ def train(
     recipe: Recipe | None = None,
     config: dict | None = None,
     loaders: int = 0,
-    codec: Path | None = None,
 ) -> Path:
-    """Train `task` (denoise | superres | postfilter) for `minutes`; returns the path of the weights,
+    """Train `task` (denoise | superres) for `minutes`; returns the path of the weights,
     out/<task>-<variant>.safetensors.
 
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the rate starts to
     fall. `start`: a weights file whose tensors are taken over where name and shape agree (merged kernels become the
     3x3 branch), and its sizes unless `config` names others; with `resume` those of the checkpoint. `loaders`: processes
-    that make batches (0: this one, right for one CPU thread; on a GPU a post-filter's are made there). `codec`: the
-    model whose pictures a post-filter learns to mend. The .pt files are this function's own; it loads them with
+    that make batches (0: this one, right for one CPU thread). The .pt files are this function's own; it loads them with
     weights_only. Raises FileNotFoundError without pictures, ValueError for arguments and files that do not go together.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     name, scale = variant_parts(task, variant)
-    if (task == "postfilter") != (codec is not None):
-        raise ValueError("a codec's model goes with a post-filter, which needs one; give both or neither")
-    coder = load_model(codec) if codec else None
-    of = {"task": task, "network": name, "scale": scale, "codec": coder.identity if coder else ""}
+    of = {"task": task, "network": name, "scale": scale}
     recipe = recipe or RECIPES[task][name]
     torch.manual_seed(seed)
     kind = NETWORKS[task][name]
@@ -144,22 +138,14 @@ def train(
         torch.manual_seed(seed + step)
         say(f"going on from {checkpoint} at step {step}")
     smallest = recipe.size * (scale if task == "superres" else 1)
-    if task == "postfilter":
-        smallest = -(-smallest // 16) * 16  # pieces are whole cells of the codec
     pictures = load_pictures(data, smallest)
     if task == "denoise":
         batches = NoisyPatches(pictures, recipe.batch, recipe.size, seed + step, recipe.noise)
-    elif task == "postfilter" and device != "cpu":
-        batches = DecodedCrops(pictures, recipe.batch, recipe.size, seed + step, coder, device)
-    elif task == "postfilter":
-        batches = DecodedPatches(pictures, recipe.batch, recipe.size, seed + step, coder)
     else:
         batches = ReducedPatches(pictures, recipe.batch, recipe.size, seed + step, scale, recipe.sizes, recipe.pages)
-    if isinstance(batches, torch.utils.data.IterableDataset):
-        batches = torch.utils.data.DataLoader(
-            batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda"
-        )
-    loader = iter(batches)
+    loader = iter(
+        torch.utils.data.DataLoader(batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda")
+    )
     parameters = sum(p.numel() for p in network.parameters())
     say(f"{len(pictures)} pictures, {parameters / 1e3:.0f} k parameters, {device}, {recipe}")
 
@@ -184,9 +170,6 @@ def train(
         error = (result.float() - wanted).square().mean((1, 2, 3))
         if task == "denoise":  # the logarithm makes all noise levels count alike: it is the PSNR
             loss = (error + 1e-6).log().mean()
-        elif task == "postfilter":  # what is gained on the decoded picture; 0.23 is a decibel
-            before = (given - wanted).square().mean((1, 2, 3))
-            loss = ((error + 1e-6).log() - (before + 1e-6).log()).mean()
         elif falling:  # what PSNR counts; from the start it learns more slowly than the absolute error
             loss = error.mean()
         else:
@@ -251,7 +234,6 @@ def train(
         "minutes": f"{(past + time.monotonic() - started) / 60:.0f}",
         "pictures": str(len(pictures)),
         "macs_per_input_pixel": f"{macs_per_pixel(final, task):.0f}",
-        **({"codec": coder.identity} if coder else {}),
     }
     identity = save_network(final, task, name, path, **card)
     say(f"wrote {path}, model {identity}, {step} steps")
@@ -322,7 +304,6 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs=3, metavar="SHARE", help="of Gaussian, Poisson-Gaussian, camera")
     parser.add_argument("--sizes", type=float, nargs="+", help="by which enlargers' pictures are reduced before")
     parser.add_argument("--pages", type=int, help="rendered pages among enlargers' pictures")
-    parser.add_argument("--codec", type=Path, help="the model whose pictures a post-filter learns to mend")
     parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--config", type=json.loads, help='sizes of the network as JSON, e.g. {"depth": 12}')
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -332,15 +313,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    if (a.task == "postfilter") != (a.codec is not None):
-        parser.error("--codec MODEL.safetensors goes with postfilter, which needs it")
     name, _ = variant_parts(a.task, a.variant)
     names = ("batch", "size", "rate", "decay", "optimiser", "noise", "sizes", "pages")
     changes = {k: getattr(a, k) for k in names if getattr(a, k) is not None}
     recipe = dataclasses.replace(RECIPES[a.task][name], **changes)
     train(
         a.task, a.data, a.out, a.variant, a.minutes, a.resume, a.device, a.seed,
-        start=a.start, recipe=recipe, config=a.config, loaders=a.loaders, codec=a.codec,
+        start=a.start, recipe=recipe, config=a.config, loaders=a.loaders,
     )  # fmt: skip
 
 

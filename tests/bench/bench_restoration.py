@@ -51,7 +51,7 @@ def fill_in(folder: Path) -> set[tuple[str, str]]:
                 network = kind()
                 if hasattr(network, "merge"):
                     network = network.merge()
-                networks.save_network(network, task, name, path, **({"codec": "none"} if task == "postfilter" else {}))
+                networks.save_network(network, task, name, path)
                 missing.add((task, name))
     return missing
 
@@ -103,10 +103,6 @@ def main() -> None:
         for name in networks.NETWORKS["superres"]:
             for precision, context in (("auto", native), ("float32", float32)):
                 work["superres x2", name, precision] = (lambda m=name: restoration.upscale(small, 2, method=m), context)
-        mender = restoration.Postfilter()
-        facts = {"model": mender.model, "quality": 30.0}
-        for precision, context in (("auto", native), ("float32", float32)):
-            work["postfilter", "night", precision] = (lambda: mender(clean, facts), context)
         seconds: dict[tuple, list[float]] = {key: [] for key in work}
         for _ in range(args.rounds + 1):
             for key, (function, context) in work.items():

@@ -48,31 +48,6 @@ def test_there_and_back(capsys, photo, model, tmp_path):
     assert file.stat().st_mode & 0o777 == photo.stat().st_mode & 0o777
 
 
-def test_decoding_through_the_postfilter(capsys, photo, model, tmp_path, monkeypatch):
-    from tasks.restoration import apply as restoration
-    from tasks.restoration import networks
-
-    file = tmp_path / "photo.npi"
-    run(capsys, "encode", photo, file, "--quality", 30, "--model", model)
-    words = ("decode", file, tmp_path / "back.png", "--models", model.parent, "--postfilter")
-    code, _, err = run(capsys, *words)  # the package's filter is for the package's model
-    assert code == 1 and "no post-filter for model" in err and not (tmp_path / "back.png").exists()
-    config = networks.NightDenoiserConfig(channels=(8, 8, 8), down=(1, 1, 1), up=(1, 1))
-    card = {"codec": json.loads(run(capsys, "info", file, "--json")[1])["model"]}
-    path = tmp_path / "postfilter-night.safetensors"
-    networks.save_network(networks.NightPostfilter(config), "postfilter", "night", path, **card)
-    monkeypatch.setattr(restoration, "WEIGHTS", tmp_path)
-    assert run(capsys, *words)[0] == 0
-    assert run(capsys, "decode", file, tmp_path / "plain.png", "--models", model.parent)[0] == 0
-    filtered, plain = (Image.open(tmp_path / f"{name}.png") for name in ("back", "plain"))
-    assert filtered.size == plain.size and filtered.info == plain.info and filtered.tobytes() != plain.tobytes()
-    options = ("--quality", 30, "--model", model, "--postfilter")
-    assert run(capsys, "encode", photo, file, *options, "--effort", 1)[0] == 0
-    assert run(capsys, *words)[0] == 0
-    code, _, err = run(capsys, "encode", photo, file, *options)
-    assert code == 2 and "--postfilter changes what --target and --effort mean" in err
-
-
 def test_json_and_info(capsys, photo, model, tmp_path):
     file = tmp_path / "photo.npi"
     code, out, _ = run(capsys, "encode", photo, file, "--max-bytes", 2500, "--model", model, "--json")

@@ -74,7 +74,6 @@ def test_ranges_name_the_flag_and_the_value():
         ("--workers", "0"): "--workers: 0 is outside",
         ("--shard-size", "2.5"): "--shard-size: '2.5' is not a whole number",
         ("--dedup-embedding", "vgg"): "--dedup-embedding: 'vgg' is neither",
-        ("--effort", "4"): "--effort: 4 is outside 0..3",
         ("--deadline", "25:00"): "--deadline: .*no time of day",
         ("--deadline", "dawn"): "--deadline: 'dawn' is neither HH:MM",
         ("--max-pixels", "many"): "--max-pixels",
@@ -84,7 +83,6 @@ def test_ranges_name_the_flag_and_the_value():
     assert parsed("--max-pixels", "200,000,000").max_pixels == 200_000_000
     assert parsed("--max-objects", "1e6").max_objects == 1_000_000
     assert parsed("--min-gain", "5%").min_gain == 5
-    assert (parsed().effort, parsed("--effort", "2").effort) == (0, 2)
 
 
 def test_clashes_name_both_arguments():

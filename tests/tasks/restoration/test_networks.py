@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import lzma
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,6 @@ import skimage.data
 import torch
 from PIL import Image
 
-from codec import decode, encode, get_model, info, prepare
-from codec.model import load_model
 from tasks.restoration import apply as restoration
 from tasks.restoration import networks
 from tasks.restoration import samples as restoration_samples
@@ -36,9 +32,7 @@ SMALL = {
     ("superres", "night"): networks.NightUpscalerConfig(width=16, depth=3),
     ("superres", "fsrcnn"): networks.FsrcnnConfig(),
     ("superres", "srcnn"): networks.SrcnnConfig(widths=(16, 8)),
-    ("postfilter", "night"): networks.NightDenoiserConfig(channels=(16, 24, 32), down=(1, 1, 1), up=(1, 1)),
 }
-FACTS = {"model": "0011223344556677", "quality": 30.0}  # of a bitstream that the post-filter below is for
 
 
 def random_network(task, name, scale=2):
@@ -51,7 +45,6 @@ def random_network(task, name, scale=2):
     network = kind(config).eval()
     inputs = {
         "denoise": (torch.rand(1, 3, 48, 48), torch.full((1, 1, 1, 1), 0.1)),
-        "postfilter": (torch.rand(1, 3, 48, 48), torch.tensor([300.0])),
         "superres": (torch.rand(1, 1, 48, 48),),
     }[task]
     linear = ("tail", "enlarge", "last", "layers.11.")
@@ -73,8 +66,7 @@ def weights(tmp_path, monkeypatch):
         for scale in (2, 3) if task == "superres" else (1,):
             suffix = f"-x{scale}" if task == "superres" else ""
             network = random_network(task, name, scale)
-            card = {"codec": FACTS["model"]} if task == "postfilter" else {}
-            networks.save_network(network, task, name, tmp_path / f"{task}-{name}{suffix}.safetensors", **card)
+            networks.save_network(network, task, name, tmp_path / f"{task}-{name}{suffix}.safetensors")
     monkeypatch.setattr(restoration, "WEIGHTS", tmp_path)
     return tmp_path
 
@@ -87,7 +79,6 @@ def test_tiled_equals_whole(weights, cat, task, name):
     tile = 2 * network.halo + max(24, 3 * network.multiple)
     run = {
         "denoise": lambda t: restoration.denoise(picture, 25, method=name, tile=t),
-        "postfilter": lambda t: restoration.Postfilter(tile=t)(picture, FACTS),
         "superres": lambda t: restoration.upscale(picture, 2, method=name, tile=t),
     }[task]
     whole, tiled = np.asarray(run(1024), np.int16), np.asarray(run(tile), np.int16)
@@ -200,79 +191,6 @@ def test_colours_under_full_transparency_show_nowhere(weights, cat, mode):
     assert np.asarray(restoration.upscale(nothing, 2))[:, :, -1].max() == 0
 
 
-def test_postfilter_keeps_what_is_not_colour_and_refuses_other_models(weights, cat):
-    picture = cat.crop((3, 5, 120, 96)).convert("RGBA")
-    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-    picture.info["icc_profile"] = b"profile"
-    postfilter = restoration.Postfilter()
-    result = postfilter(picture, FACTS)
-    assert result.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
-    assert result.info == picture.info and result.mode == "RGBA" and result.tobytes() != picture.tobytes()
-    assert postfilter(picture, {**FACTS, "quality": 90.0}).tobytes() != result.tobytes()
-    grey = picture.convert("L")
-    single, triple = (np.asarray(postfilter(i, FACTS)) for i in (grey, grey.convert("RGB")))
-    assert (triple == single[:, :, None]).all()
-    with pytest.raises(ValueError, match="trained for model 0011223344556677, the bitstream is of aa"):
-        postfilter(picture, {**FACTS, "model": "aa"})
-    with pytest.raises(ValueError, match="denoise-night.safetensors is for denoise"):
-        restoration.Postfilter(weights / "denoise-night.safetensors")
-    with pytest.raises(ValueError, match="no post-filter at"):
-        restoration.Postfilter(weights / "none.safetensors")
-
-
-def test_postfilters_are_found_by_the_codec_that_they_are_for(weights):
-    config = networks.NightDenoiserConfig(**SMALL["denoise", "night"].__dict__)
-    older = weights / "postfilter-older.safetensors"
-    networks.save_network(networks.NightPostfilter(config), "postfilter", "night", older, codec="ff00ff00ff00ff00")
-    assert restoration.Postfilter(codec="ff00ff00ff00ff00").model == "ff00ff00ff00ff00"
-    assert restoration.Postfilter(codec=FACTS["model"]).model == restoration.Postfilter().model == FACTS["model"]
-    with pytest.raises(ValueError, match="no post-filter for model aa"):
-        restoration.Postfilter(codec="aa")
-    of_several = {"codec": "bb00bb00bb00bb00", "also": "cc00cc00cc00cc00 dd00dd00dd00dd00"}
-    path = weights / "postfilter-several.safetensors"
-    networks.save_network(networks.NightPostfilter(config), "postfilter", "night", path, **of_several)
-    for codec in ("bb00bb00bb00bb00", "cc00cc00cc00cc00", "dd00dd00dd00dd00"):
-        found = restoration.Postfilter(codec=codec)
-        assert found.model == codec and found.identity == restoration.Postfilter(path).identity
-    assert restoration.Postfilter(path).model == "dd00dd00dd00dd00"  # the newest that it was tried on
-
-
-def test_postfilter_computes_the_same_for_encoder_and_reader(weights, cat):
-    picture = cat.crop((0, 0, 96, 80))
-    postfilter = restoration.Postfilter()
-    shown = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
-    for_encoder = postfilter.mend(shown, torch.tensor([300]))[0].permute(1, 2, 0).clamp(0, 1)
-    assert (np.rint(255 * for_encoder.numpy()) == np.asarray(postfilter(picture, FACTS))).all()
-
-
-def test_an_encoder_that_knows_the_postfilter_works_towards_what_it_gives(weights, cat, coder):
-    """A filter that darkens: the encoder answers with a brighter picture; targets count what the filter gives."""
-    model = get_model(coder, device="cpu", precision="float32")
-    asked = []
-
-    class Darker:
-        model, identity = load_model(coder).identity, "darker"
-
-        def __call__(self, image, facts):
-            asked.append((facts["model"], facts["quality"]))
-            return image.point(lambda value: round(0.9 * value))
-
-        def mend(self, shown, levels):
-            return 0.9 * shown
-
-    picture = cat.crop((100, 50, 228, 146))
-    plain, known = (np.asarray(decode(encode(picture, 60, model=model, effort=3, postfilter=p), model=model), float)
-                    for p in (None, Darker()))  # fmt: skip
-    assert 1.05 < known.mean() / plain.mean() < 1.15
-    prepared = prepare(picture, model, effort=1, postfilter=Darker())
-    data = prepared.code(400)
-    shown = Darker()(decode(data, model=model), info(data))
-    assert np.abs(prepared.reconstruct(400).astype(int) - np.asarray(shown)).max() <= 1
-    assert asked == [(model.identity, 40.0)] * 2
-    with pytest.raises(ValueError, match="the post-filter is for model 0011"):
-        encode(picture, 60, model=model, postfilter=restoration.Postfilter())
-
-
 def test_ids_name_the_network_or_the_filter(weights, tmp_path, monkeypatch):
     assert restoration.denoiser_id().startswith("night-") and len(restoration.denoiser_id()) == 6 + 16
     assert restoration.upscaler_id(2) != restoration.upscaler_id(3)
@@ -371,63 +289,6 @@ def folder(tmp_path, cat):
     return tmp_path / "pictures"
 
 
-@pytest.fixture
-def coder(tmp_path):
-    """A small frozen model of the codec."""
-    packed = Path(__file__).parents[2] / "data" / "grouped.safetensors.xz"
-    path = tmp_path / "grouped.safetensors"
-    path.write_bytes(lzma.decompress(packed.read_bytes()))
-    return path
-
-
-def test_postfilter_learns_from_what_the_codec_makes_of_pictures(folder, coder):
-    pictures = training.load_pictures([folder], 32)
-    batches = restoration_samples.DecodedPatches(pictures, 6, 32, 1, load_model(coder))
-    batches.PIECE = 96
-    decoded, clean, level = next(iter(batches))
-    assert decoded.shape == clean.shape == (6, 3, 32, 32) and level.shape == (6,) and decoded.dtype == torch.float32
-    assert 0 <= level.min() and level.max() <= 1000 and level.std() > 50
-    assert clean.min() >= 0 and clean.max() <= 1
-    error = (decoded - clean).square().mean((1, 2, 3))
-    assert (error > 0).all()
-    for otherwise in (clean.rot90(1, (2, 3)), clean.flip(2), clean.flip(3), clean.roll(16, 3)):  # same place, same turn
-        assert error.mean() < 0.5 * (decoded - otherwise).square().mean()
-    with pytest.raises(ValueError, match="size 264: at most 256"):
-        restoration_samples.DecodedPatches(pictures, 6, 264, 1, load_model(coder))
-    small = restoration_samples.DecodedPatches([picture[:40, :70] for picture in pictures], 2, 32, 1, load_model(coder))
-    assert next(iter(small))[0].shape == (2, 3, 32, 32)
-
-
-def test_samples_are_coded_on_the_device_too(folder, coder):
-    pictures = training.load_pictures([folder], 32)
-    batches = iter(restoration_samples.DecodedCrops(pictures, 24, 48, 1, load_model(coder), "cpu"))
-    decoded, clean, level = next(batches)
-    assert decoded.shape == clean.shape == (24, 3, 48, 48) and level.shape == (24,)
-    assert 0 <= clean.min() and clean.max() <= 1 and 0 <= level.min() and level.max() <= 1000
-    assert level.std() > 100 and not torch.equal(next(batches)[1], clean)
-    error = (decoded - clean).square().mean((1, 2, 3))
-    assert 0 < error.min() and error.max() < 0.2
-    with pytest.raises(ValueError, match="multiple of 16"):
-        restoration_samples.DecodedCrops(pictures, 2, 40, 1, load_model(coder), "cpu")
-
-
-def test_grey_pictures_are_decoded_grey_and_some_have_grain(coder):
-    torch.manual_seed(4)
-    clean = torch.rand(2, 3, 32, 32)
-    clean[1] = clean[1, :1]
-    decoded = restoration_samples.decoded_by(load_model(coder), clean, torch.tensor([300.0, 300.0]))
-    assert restoration_samples.is_grey(decoded).flatten().tolist() == [False, True]
-    flat = torch.full((400, 3, 16, 16), 128 / 255)
-    flat[:200, 0] = 64 / 255
-    grainy = restoration_samples.with_grain(flat)
-    spread = (grainy - flat).std((1, 2, 3)) * 255
-    share = (spread > 0).float().mean()
-    assert 0.4 * restoration_samples.GRAINY < share < 2 * restoration_samples.GRAINY and 0.5 < spread.max() < 10
-    assert torch.equal(grainy[spread == 0], flat[spread == 0])
-    assert torch.allclose((grainy * 255).round(), grainy * 255, atol=1e-3)  # as files have it
-    assert restoration_samples.is_grey(grainy[200:]).all()
-
-
 @pytest.mark.parametrize(
     "task, variant, size",
     [
@@ -436,20 +297,16 @@ def test_grey_pictures_are_decoded_grey_and_some_have_grain(coder):
         ("superres", "night-x3", 16),
         ("superres", "fsrcnn-x2", 16),
         ("superres", "srcnn-x4", 12),
-        ("postfilter", "night", 32),
     ],
 )
-def test_training_writes_usable_weights_and_resumes(folder, coder, tmp_path, task, variant, size):
+def test_training_writes_usable_weights_and_resumes(folder, tmp_path, task, variant, size):
     name, scale = training.variant_parts(task, variant)
     config = {k: v for k, v in SMALL[task, name].__dict__.items() if k not in ("scale", "merged")}
     recipe = training.Recipe(batch=2, size=size)
     options = {"recipe": recipe, "config": config, "say": lambda line: None}
-    if task == "postfilter":
-        options["codec"] = coder
     path = training.train(task, [folder], tmp_path / "out", variant, minutes=0.02, **options)
     loaded = networks.load_network(path)
     assert (loaded.task, loaded.name, loaded.scale) == (task, name, scale) and int(loaded.card["steps"]) > 0
-    assert task != "postfilter" or loaded.card["codec"] == load_model(coder).identity
     said = []
     del options["config"]  # then the sizes are those of the checkpoint
     again = training.train(
@@ -457,8 +314,8 @@ def test_training_writes_usable_weights_and_resumes(folder, coder, tmp_path, tas
     )
     assert any("going on from" in line for line in said)
     assert int(networks.load_network(again).card["steps"]) > 0
-    if task == "postfilter":
-        with pytest.raises(ValueError, match="'task': 'postfilter'.*not of.*'task': 'denoise'"):
+    if variant == "dncnn":
+        with pytest.raises(ValueError, match="'network': 'dncnn'.*not of.*'network': 'night'"):
             training.train("denoise", [folder], tmp_path / "out", resume=True)
     third = training.train(task, [folder], tmp_path / "new", variant, minutes=0.005, start=again, **options)
     sizes = networks.load_network(third).network.config  # and here those of the file
