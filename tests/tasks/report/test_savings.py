@@ -1,12 +1,10 @@
-"""Bytes and money: hand-made tables whose bills can be worked out on paper, and the README's queries on Parquet."""
+"""Bytes and money: hand-made tables whose bills can be worked out on paper."""
 
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tasks.report import savings
@@ -14,7 +12,6 @@ from tasks.report.schema import SCHEMA
 
 RUN = "20260101T020000Z-ab12"
 MANIFEST = {"run_id": RUN, "source": "s3://photos"}
-README = Path(__file__).parents[3] / "README.md"
 
 
 def table(*rows: dict) -> pa.Table:
@@ -206,25 +203,3 @@ def test_many_files_as_one_table():
     assert savings.totals(parts) == savings.totals(night())
     assert savings.by_prefix(parts) == savings.by_prefix(night())
     assert savings.bill(parts, MANIFEST) == savings.bill(night(), MANIFEST)
-
-
-def queries(text: str) -> list[str]:
-    """The README's SQL blocks, a statement each."""
-    return re.findall(r"```sql\n(.*?)```", text, re.S)
-
-
-@pytest.mark.skipif(not README.exists() or not queries(README.read_text("utf-8")), reason="no queries in the README")
-def test_the_readme_s_queries_run_on_the_report(tmp_path):
-    duckdb = pytest.importorskip("duckdb")
-    for run, complete in (("20251231T020000Z-0000", True), (RUN, True), ("20260102T020000Z-zzzz", False)):
-        folder = tmp_path / "runs" / run / "report"
-        folder.mkdir(parents=True)
-        pq.write_table(night(), folder / "part-0000.parquet")
-        if complete:
-            (folder.parent / "manifest.json").write_text("{}")
-    connection = duckdb.connect()
-    for query in queries(README.read_text("utf-8")):
-        answer = connection.execute(query.replace("photos-pressed/runs/", f"{tmp_path}/runs/")).fetchall()
-        assert answer or query.startswith("CREATE"), query
-        if query.startswith("CREATE"):
-            assert connection.execute("SELECT count(*), max(first_run) FROM report").fetchall() == [(8, RUN)]
