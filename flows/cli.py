@@ -11,6 +11,19 @@ import sys
 
 from flows.console import WorkFailed, WrongUsage, say
 
+# Packages that only some commands need, and the extra of pyproject.toml that brings each.
+EXTRAS = {
+    "bokeh": "serve",
+    "cronsim": "serve",
+    "faiss": "embedding",
+    "imagecodecs": "evaluate",
+    "matplotlib": "evaluate",
+    "moto": "demo",
+    "onnxruntime": "embedding",
+    "pillow_heif": "evaluate",
+    "skimage": "evaluate",
+}
+
 COMMANDS = (
     "run",
     "report",
@@ -37,8 +50,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def lacking(error: ModuleNotFoundError, command: str) -> str:
+    """What to install for `command` where a package of an extra is not there; raises `error` itself for any other."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        raise error
+    extra = "demo" if command == "demo" else EXTRAS[package]
+    return f"{command} needs {package}, which is not installed; pip install 'nightpress[{extra}]' brings it"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; `argv` defaults to the process's own arguments. Returns the exit code."""
+    args = argparse.Namespace(command="nightpress")
     try:
         args = parser().parse_args(argv)
         return int(args.handler(args) or 0)
@@ -47,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except WorkFailed as error:
         say(f"nightpress: {error}")
+        return 1
+    except ModuleNotFoundError as error:
+        say(f"nightpress: {lacking(error, args.command)}")
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

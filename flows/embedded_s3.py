@@ -60,7 +60,9 @@ def embedded_s3() -> Iterator[str]:
             server.wait(10)
             messages.seek(0)
             last = (messages.read().strip().splitlines() or ["no message"])[-1]
-            raise WorkFailed(f"the embedded S3 server (moto) did not start: {last}; run `make setup` again")
+            raise WorkFailed(
+                f"the embedded S3 server (moto) did not start: {last}; pip install 'nightpress[demo]' brings it"
+            )
         environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
         with changed_environment(environment, without=FOREIGN):
             make_buckets()

@@ -54,11 +54,15 @@ def identity_of(path: Path) -> str:
 def embedding_of(dest: Store, named: str | None) -> str | None:
     """What workers are told of --dedup-embedding: the kind, or the key under DEST that a FILE.onnx was copied to.
 
-    Raises EmbeddingError where the network can't be used.
+    Raises EmbeddingError where the network can't be used, ModuleNotFoundError without the extra `embedding`.
     """
     from tasks.duplicates.embeddings import KINDS, open_embedder
 
-    if named is None or named in KINDS:
+    if named is None:
+        return None
+    import faiss  # noqa: F401 - what searches the vectors: missing, it is missed here and not after hours of reading
+
+    if named in KINDS:
         return named
     key = f"models/{open_embedder(named).id}.onnx"
     if not dest.exists(key):
