@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from codec.pictures.damage import damage, jpeg_damage, png_damage
 from codec.pictures.trailing import _MARKER
