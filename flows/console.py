@@ -20,15 +20,6 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def byte_count(n: float) -> str:
-    """Bytes in decimal units as storage is billed: 1_500_000 -> '1.5 MB'."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(n) < 1000 or unit == "TB":
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    raise AssertionError("unreachable")
-
-
 class Progress:
     """A bar on a terminal, plain lines (at most one every `every` seconds) elsewhere; always stderr."""
 

@@ -11,7 +11,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from flows.console import WorkFailed, WrongUsage, byte_count, say
+from flows.console import WorkFailed, WrongUsage, say
+from tasks.report.words import size
 
 
 def register(subparsers) -> None:
@@ -58,8 +59,7 @@ def demo(args: argparse.Namespace) -> int:
         kinds = Counter(item.kind for item in planted.values())
         total = sum(len(item.data) for item in planted.values())
         say(
-            f"demo: {source}: {len(planted)} objects, {byte_count(total)}: "
-            + ", ".join(f"{n} {k}" for k, n in kinds.items())
+            f"demo: {source}: {len(planted)} objects, {size(total)}: " + ", ".join(f"{n} {k}" for k, n in kinds.items())
         )
         options = ["--target", args.target, *(["--workers", args.workers] if args.workers else [])]
         first = a_night([source, dest, *options])

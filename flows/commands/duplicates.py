@@ -8,7 +8,8 @@ import json
 import os
 from pathlib import Path
 
-from flows.console import Progress, WorkFailed, WrongUsage, byte_count, say
+from flows.console import Progress, WorkFailed, WrongUsage, say
+from tasks.report.words import size
 
 
 def register(subparsers) -> None:
@@ -141,7 +142,7 @@ def run_dedup(args: argparse.Namespace) -> int:
     if len(unreadable) > 10:
         say(f"… and {len(unreadable) - 10} more that are no readable pictures")
     for members in groups[: 20 if args.out else None]:
-        print(f"{members[0]['key']}  stays; {byte_count(freed(members))} could be freed")
+        print(f"{members[0]['key']}  stays; {size(freed(members))} could be freed")
         for row in members[1:]:
             near = f", distance {row['hamming_distance']}, {row['psnr']:.1f} dB" if row["psnr"] is not None else ""
             print(f"  {row['key']}  {row['duplicate_kind']}{near}; {row['reason']}")
@@ -155,7 +156,7 @@ def run_dedup(args: argparse.Namespace) -> int:
         print(f"… and {len(others) - 20} more groups of altered copies in {summary['groups_file']}")
     found = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "none"
     print(
-        f"{len(rows)} objects, {len(groups)} groups, duplicates: {found}; {byte_count(bytes_freed)} could be freed "
+        f"{len(rows)} objects, {len(groups)} groups, duplicates: {found}; {size(bytes_freed)} could be freed "
         "(nothing was deleted)"
     )
     if args.out:

@@ -10,7 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from flows.console import WorkFailed, WrongUsage, byte_count
+from flows.console import WorkFailed, WrongUsage
+from tasks.report.words import size
 
 FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -106,7 +107,7 @@ def run_encode(args: argparse.Namespace) -> int:
         return 0
     met = {"psnr": "PSNR {:.2f} dB", "ms-ssim": "MS-SSIM {:.5f}"}.get(reached.metric, "") if reached else ""
     print(
-        f"{args.file}: {byte_count(len(data))} ({len(data) / len(source):.1%} of {byte_count(len(source))}), "
+        f"{args.file}: {size(len(data))} ({len(data) / len(source):.1%} of {size(len(source))}), "
         f"{picture.width}x{picture.height}, {result['bpp']:.3f} bpp, quality {level / 10:g}"
         + (f", {met.format(reached.value)}" if met else "")
     )

@@ -73,7 +73,7 @@ def _store(dest: str):
 
 
 def list_runs(args: argparse.Namespace) -> int:
-    from tasks.report import summary
+    from tasks.report import summary, words
     from tasks.report.schema import STATUSES
     from tasks.stores.base import StoreError
 
@@ -97,11 +97,11 @@ def list_runs(args: argparse.Namespace) -> int:
         for manifest in complete:
             counts = manifest.get("counts") or {}
             cells = (
-                summary.readable(manifest["run_id"], wide),
-                summary.duration(manifest),
+                words.readable(manifest["run_id"], wide),
+                summary.took(manifest),
                 f"{manifest.get('objects', 0):,}",
-                summary.size(manifest.get("source_bytes", 0)),
-                summary.size(manifest.get("stored_bytes", 0)),
+                words.size(manifest.get("source_bytes", 0)),
+                words.size(manifest.get("stored_bytes", 0)),
                 *(f"{counts.get(status, 0):,}" for status in STATUSES),
             )
             print(

@@ -8,7 +8,8 @@ import dataclasses
 import json
 import os
 
-from flows.console import Progress, WorkFailed, WrongUsage, byte_count, say
+from flows.console import Progress, WorkFailed, WrongUsage, say
+from tasks.report.words import size
 
 
 def register(subparsers) -> None:
@@ -72,7 +73,7 @@ def give_back(args: argparse.Namespace) -> int:
     else:
         print(
             f"run {outcome.run_id}: {outcome.decoded} decoded, {outcome.copied} copied from the source, "
-            f"{outcome.there} there already, {len(outcome.failures)} failed; {byte_count(outcome.bytes)} written "
+            f"{outcome.there} there already, {len(outcome.failures)} failed; {size(outcome.bytes)} written "
             f"to {args.out}"
         )
         if outcome.unusual:

@@ -21,8 +21,9 @@ from dataclasses import asdict, astuple, dataclass, replace
 
 import numpy as np
 
-from tasks.report import savings, summary
+from tasks.report import savings
 from tasks.report.schema import STATUSES
+from tasks.report.words import duration, money, readable, share, size
 
 SAMPLE = 120  # objects looked at unless told otherwise
 REPLICATES = 2000
@@ -252,13 +253,13 @@ def bootstrap_weights(stratum: np.ndarray, population: np.ndarray, replicates: i
     """
     random = np.random.default_rng(seed)
     weights = np.ones((1 + replicates, len(stratum)))
-    for number, size in enumerate(population):
+    for number, whole in enumerate(population):
         members = np.flatnonzero(stratum == number)
         count = len(members)
-        if count < 2 or count >= size:
+        if count < 2 or count >= whole:
             continue
         times = random.multinomial(count - 1, np.full(count, 1 / count), size=replicates)
-        shrink = math.sqrt(1 - count / size)
+        shrink = math.sqrt(1 - count / whole)
         weights[1:, members] = 1 + shrink * (times * count / (count - 1) - 1)
     return weights
 
@@ -444,14 +445,6 @@ def mean(values: list[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def duration(seconds: float) -> str:
-    """'14 s', '3.2 min', '5.4 h'."""
-    for limit, unit, scale in ((90, "s", 1), (5400, "min", 60)):
-        if seconds < limit:
-            return f"{seconds / scale:.0f} {unit}" if unit == "s" else f"{seconds / scale:.1f} {unit}"
-    return f"{seconds / 3600:.1f} h"
-
-
 def text(result: Estimate) -> str:
     """The estimate for the terminal."""
 
@@ -462,16 +455,16 @@ def text(result: Estimate) -> str:
 
     whole = result.source_bytes
     lines = [
-        f"Dry run: {result.sampled:,} of {result.objects:,} objects looked at ({summary.size(result.sampled_bytes)} of "
-        f"{summary.size(whole)}, {result.strata} strata) in {duration(result.sampling_seconds)}; nothing was written.",
+        f"Dry run: {result.sampled:,} of {result.objects:,} objects looked at ({size(result.sampled_bytes)} of "
+        f"{size(whole)}, {result.strata} strata) in {duration(result.sampling_seconds)}; nothing was written.",
         f"In brackets: where the truth lies with {COVERAGE:.0%} probability, by the sample.",
         "",
-        f"  source            {summary.size(whole)} in {result.objects:,} objects",
-        f"  exact copies      {result.exact_copies:,} objects, {summary.size(result.exact_copy_bytes)} (by etag)",
-        f"  stored under DEST {between(result.stored_bytes, summary.size)}",
-        f"  must stay         {between(result.remaining_bytes, summary.size)}",
-        f"  saved             {between(result.saved_bytes, lambda n: summary.share(n, whole))} of the source, "
-        f"{summary.size(result.saved_bytes.value)}",
+        f"  source            {size(whole)} in {result.objects:,} objects",
+        f"  exact copies      {result.exact_copies:,} objects, {size(result.exact_copy_bytes)} (by etag)",
+        f"  stored under DEST {between(result.stored_bytes, size)}",
+        f"  must stay         {between(result.remaining_bytes, size)}",
+        f"  saved             {between(result.saved_bytes, lambda n: share(n, whole))} of the source, "
+        f"{size(result.saved_bytes.value)}",
         "",
     ]
     for status, given in result.counts.items():
@@ -483,13 +476,13 @@ def text(result: Estimate) -> str:
     lines += [
         "",
         f"  time              {between(result.wall_seconds, duration)} with {result.workers} workers",
-        f"  bill now          {summary.money(result.dollars_before)} a month ({result.region}, storage)",
-        f"  bill after        {between(result.dollars_after, summary.money)} a month, originals removed",
-        f"  saves             {between(result.dollars_saved, summary.money)} a month",
-        f"  requests          {summary.money(result.run_dollars)} once",
+        f"  bill now          {money(result.dollars_before)} a month ({result.region}, storage)",
+        f"  bill after        {between(result.dollars_after, money)} a month, originals removed",
+        f"  saves             {between(result.dollars_saved, money)} a month",
+        f"  requests          {money(result.run_dollars)} once",
     ]
     if result.reasons:
         lines += ["", "Not compressed in the sample:"]
-        lines += [f"  {count:>4}  {summary.readable(why, 100)}" for why, count in list(result.reasons.items())[:8]]
+        lines += [f"  {count:>4}  {readable(why, 100)}" for why, count in list(result.reasons.items())[:8]]
     lines += ["", "Near duplicates are not in this estimate; they save more."]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""What a night's report says in words: figures for people, quality, proofs, causes, the terminal summary.
+"""What a night's report says in sentences: quality, proofs, causes, the terminal summary.
 
-Shared by the terminal (text), Prefect's artifacts (largest) and the page (page.py, which owns all HTML). Bytes and
-money are counted in savings.py.
+Shared by the terminal (text), Prefect's artifacts (largest) and the page (sections.py). Bytes and money are counted in
+savings.py, figures put into words in words.py.
 """
 
 import json
@@ -16,65 +16,16 @@ import pyarrow.compute as pc
 
 from tasks.report import savings
 from tasks.report.schema import STATUSES
+from tasks.report.words import duration, moment, money, readable, share, size
 
 
-def size(n: float) -> str:
-    """Bytes in decimal units: 1_500_000 -> '1.5 MB'."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(n) < 999.5 or unit == "TB":
-            return f"{n:,.0f} B" if unit == "B" else f"{n:,.1f} {unit}" if abs(n) < 99.95 else f"{n:,.0f} {unit}"
-        n /= 1000
-    raise AssertionError("unreachable")
-
-
-def money(dollars: float) -> str:
-    """US dollars with the digits that matter: 1234.5 -> '$1,234.50', 0.00069 -> '$0.00069'."""
-    sign, amount = ("−" if dollars < 0 else ""), abs(dollars)
-    if amount == 0 or amount >= 0.995:
-        return f"{sign}${amount:,.2f}"
-    places = min(9, 1 - math.floor(math.log10(amount)))
-    return f"{sign}${amount:.{max(2, places)}f}"
-
-
-def share(part: float, whole: float) -> str:
-    """'74.8 %' of the whole; '–' of nothing."""
-    if not whole:
-        return "–"
-    percent = 100 * part / whole
-    return f"{percent:.1f} %".replace("-", "−") if 0.05 <= abs(percent) or part == 0 else "< 0.1 %"
-
-
-def readable(text: object, limit: int | None = None) -> str:
-    """Text from outside made harmless to show: control, bidirectional and unpaired characters become '\\u{…}',
-    what is longer than `limit` loses its middle."""
-    clean = "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in str(text))
-    if limit and len(clean) > limit:
-        tail = (limit - 1) * 3 // 5
-        clean = clean[: limit - 1 - tail] + "…" + clean[-tail:]
-    return clean
-
-
-def moment(stamp: object) -> str:
-    """ISO time to '2026-01-01 02:00:00 UTC'; anything else as it stands."""
-    try:
-        when = datetime.fromisoformat(str(stamp))
-    except ValueError:
-        return readable(stamp)
-    return when.strftime("%Y-%m-%d %H:%M:%S ") + (when.tzname() or "")
-
-
-def duration(manifest: dict) -> str:
+def took(manifest: dict) -> str:
     """'3 min 12 s' between started and finished; '' where the manifest does not say."""
     try:
         start, end = (datetime.fromisoformat(str(manifest[name])) for name in ("started", "finished"))
-        seconds = (end - start).total_seconds()
+        return duration((end - start).total_seconds())
     except (KeyError, ValueError, TypeError):
         return ""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 @dataclass(frozen=True)
@@ -246,10 +197,10 @@ def text(table: pa.Table, manifest: dict, *, region: str | None = None, storage_
     figures = savings.totals(table)
     bill = savings.bill(table, manifest, region=region, storage_class=storage_class)
     run, source = (readable(manifest.get(name, "?")) for name in ("run_id", "source"))
-    took = duration(manifest)
+    lasted = took(manifest)
     lines = [
         f"Nightpress run {run} of {source}",
-        f"finished {moment(manifest.get('finished', '?'))}" + (f" after {took}" if took else ""),
+        f"finished {moment(manifest.get('finished', '?'))}" + (f" after {lasted}" if lasted else ""),
         "",
         f"  before   {size(figures.source_bytes):>9} in {figures.objects:,} objects",
         f"  after    {size(figures.after_bytes):>9}, {share(figures.saved_bytes, figures.source_bytes)} less: "

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tasks.report import charts, page, savings, thumbnails
+from tasks.report import page, savings, sections, thumbnails
 from tasks.report.schema import SCHEMA
 
 RUN = "20260101T020000Z-ab12"
@@ -192,7 +192,7 @@ def test_twenty_worst_with_both_sides(html, night):
     rows, source, dest = night
     pairs = re.findall(r'<div class="compare[^>]*><img src="data:image/[a-z]+;base64,([^"]+)".*?base64,([^"]+)"', html)
     assert len(pairs) == 20
-    worst = page.worst_rows(rows)[0]
+    worst = sections.worst_rows(rows)[0]
     before, after = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(side))).convert("RGB"), float) for side in pairs[0]
     )
@@ -205,7 +205,7 @@ def test_twenty_worst_with_both_sides(html, night):
     assert before.shape == (high, wide, 3)
     assert np.abs(after - truth[y : y + high, x : x + wide]).mean() < 4  # the embedded crop is the decoded bitstream
     assert np.abs(after - before).mean() > np.abs(after - truth[y : y + high, x : x + wide]).mean()
-    values = [row["psnr"] for row in page.worst_rows(rows)]
+    values = [row["psnr"] for row in sections.worst_rows(rows)]
     assert values == sorted(values) and len(values) == 20
 
 
@@ -302,7 +302,7 @@ def test_a_large_bucket_makes_no_larger_page():
     html = page.build(rows, manifest(rows), None, None)
     checked(html)
     assert len(html) < 800_000
-    assert html.count('class="dot') == page.POINTS and html.count("dot low") == 20
+    assert html.count('class="dot') == sections.POINTS and html.count("dot low") == 20
     assert "more folders" in html and "more groups" in html and "more causes" in html
 
 
@@ -329,37 +329,3 @@ def test_a_later_night_with_originals_removed_and_classes(night):
 def test_unknown_region_is_an_error(night):
     with pytest.raises(savings.UnknownPrice):
         page.build(night[0], manifest(night[0]), None, None, region="nowhere")
-
-
-def test_the_crop_finds_the_damage():
-    before = np.full((700, 900, 3), 128, np.uint8)
-    for top, left in ((0, 0), (650, 850), (333, 517)):
-        after = before.copy()
-        after[top : top + 30, left : left + 30] += 50
-        x, y, wide, high = thumbnails.worst_place(before, after, (400, 300))
-        assert (wide, high) == (400, 300) and 0 <= x <= 500 and 0 <= y <= 400
-        assert x <= left and left + 30 <= x + wide and y <= top and top + 30 <= y + high
-    assert thumbnails.worst_place(before[:1, :1], before[:1, :1], (400, 300)) == (0, 0, 1, 1)
-    assert thumbnails.worst_place(before[:7], before[:7], (400, 300))[2:] == (400, 7)
-
-
-def test_transparency_is_shown_on_squares():
-    clear = thumbnails.flat(Image.new("RGBA", (32, 32), (255, 0, 0, 0)))
-    assert clear.mode == "RGB" and len(clear.getcolors()) == 2
-    assert thumbnails.flat(Image.new("LA", (4, 4), (90, 255))).getpixel((0, 0)) == (90, 90, 90)
-
-
-@pytest.mark.parametrize("low, high", [(0, 1), (0.98, 0.9804), (-3, 1e6), (30.1, 30.100001), (5, 5)])
-def test_ticks_are_round_inside_and_told_apart(low, high):
-    values = charts.ticks(low, high)
-    assert 1 <= len(values) <= 8 and all(low - 1e-9 <= v <= high + 1e-9 for v in values)
-    texts = charts.labels(values)
-    assert len(set(texts)) == len(texts)
-
-
-def test_histogram_counts_every_value():
-    values = np.random.default_rng(1).normal(35, 3, 5000)
-    svg = charts.histogram(values, x_label="PSNR in dB", aim=60.0)
-    counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+) pictures</title>", svg)]
-    assert sum(counts) == 5000 and "target 60" in svg
-    assert charts.histogram(np.array([0.98]), x_label="x").count("<g ") == 1

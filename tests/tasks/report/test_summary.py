@@ -27,40 +27,9 @@ def pressed(key: str, before: int = 1000, after: int = 100, psnr: float = 38.0, 
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "number, words",
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_940, "99.9 kB"), (123_456, "123 kB"), (999_600, "1.0 MB"),
-     (1_500_000, "1.5 MB"), (3.2e12, "3.2 TB"), (4.5e15, "4,500 TB")],
-)  # fmt: skip
-def test_sizes(number, words):
-    assert summary.size(number) == words
-
-
-@pytest.mark.parametrize(
-    "dollars, words",
-    [(0, "$0.00"), (1234.5, "$1,234.50"), (0.25, "$0.25"), (0.00069, "$0.00069"), (-2, "−$2.00"), (0.999, "$1.00"),
-     (1e-12, "$0.000000000")],
-)  # fmt: skip
-def test_money(dollars, words):
-    assert summary.money(dollars) == words
-
-
-def test_shares_durations_moments():
-    assert summary.share(1, 4) == "25.0 %"
-    assert summary.share(-1, 4) == "−25.0 %"
-    assert summary.share(1, 10**6) == "< 0.1 %"
-    assert summary.share(0, 0) == "–"
-    assert summary.duration(MANIFEST) == "1 h 04 min"
-    assert summary.duration({"started": "yesterday"}) == ""
-    assert summary.moment("2026-01-01T03:04:05+00:00") == "2026-01-01 03:04:05 UTC"
-    assert summary.moment("\x1b[31mred") == "\\u{1b}[31mred"
-
-
-def test_readable_shows_what_would_hide():
-    assert summary.readable("a\x1b]0;x\x07\u202egpj.exe\udcff\n") == "a\\u{1b}]0;x\\u{7}\\u{202e}gpj.exe\\u{dcff}\\u{a}"
-    assert summary.readable("größe 日本 🎉") == "größe 日本 🎉"
-    long = summary.readable("f" * 500 + "/name.jpg", 40)
-    assert len(long) == 40 and long.endswith("/name.jpg") and "…" in long
+def test_how_long_it_took():
+    assert summary.took(MANIFEST) == "1 h 04 min"
+    assert summary.took({"started": "yesterday"}) == ""
 
 
 def test_quality_measures_the_compressed_only():
