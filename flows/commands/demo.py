@@ -101,12 +101,10 @@ def page_folder(wanted: Path | None) -> Path:
 
 def outcome(dest, folder: Path) -> tuple[Path, list[dict]]:
     """The newest run's report.html, copied out of DEST, and the rows of its table."""
-    from tasks.night.publish import read_report
-    from tasks.night.runs import latest_manifest
+    from tasks.night.catalog import read_report
+    from tasks.night.runs import find_run
 
-    manifest = latest_manifest(dest)
-    if manifest is None:
-        raise WorkFailed(f"no run was committed under {dest.url}")
+    manifest = find_run(dest)
     page = folder / "report.html"
     page.write_bytes(dest.read(f"runs/{manifest['run_id']}/report.html"))
-    return page, read_report(dest, manifest["run_id"]).to_pylist()
+    return page, read_report(dest, manifest).to_pylist()

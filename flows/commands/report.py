@@ -6,7 +6,6 @@ tasks/report/savings.py, the words in tasks/report/summary.py, the page in tasks
 
 import argparse
 import dataclasses
-import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,27 +41,6 @@ def register(subparsers) -> None:
     report.set_defaults(handler=show_report)
 
 
-def _ids(store, dest: str) -> list[str]:
-    """Ids under runs/, unfinished ones included, oldest first."""
-    ids = sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in store.list_prefixes("runs/"))
-    if not ids:
-        raise WorkFailed(f"no run under {dest}; check the name, or start one with `nightpress run SOURCE {dest}`")
-    return ids
-
-
-def _manifest(store, run: str) -> dict | None:
-    """The run's manifest, None where it has none (yet)."""
-    from tasks.stores.base import NotFound
-
-    try:
-        manifest = json.loads(store.read(f"runs/{run}/manifest.json"))
-        return {"run_id": run} | manifest
-    except NotFound:
-        return None
-    except (ValueError, TypeError) as error:
-        raise WorkFailed(f"runs/{run}/manifest.json is not a manifest ({error}); restore it from a backup") from error
-
-
 def _store(dest: str):
     from tasks.stores.open import open_store
 
@@ -73,15 +51,18 @@ def _store(dest: str):
 
 
 def list_runs(args: argparse.Namespace) -> int:
+    from tasks.night.runs import find_run, read_manifest, run_ids
     from tasks.report import summary, words
     from tasks.report.schema import STATUSES
     from tasks.stores.base import StoreError
 
     store = _store(args.dest)
     try:
-        ids = _ids(store, args.dest)
+        ids = sorted(run_ids(store))
+        if not ids:
+            find_run(store)  # says what may be wrong
         with ThreadPoolExecutor(8) as pool:
-            manifests = list(pool.map(lambda run: _manifest(store, run), ids))
+            manifests = list(pool.map(lambda run: read_manifest(store, run), ids))
     except StoreError as error:
         raise WorkFailed(str(error)) from error
     complete = [manifest for manifest in manifests if manifest]
@@ -117,52 +98,6 @@ def list_runs(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_run(store, dest: str, run: str | None):
-    """(manifest, report table) of a complete run, the newest by default: without the hashes, with `storage_class`
-    from the catalog where that is still there."""
-    import pyarrow.compute as pc
-
-    ids = _ids(store, dest)
-    for name in [run] if run else reversed(ids):
-        manifest = _manifest(store, name)
-        if manifest:
-            break
-    else:
-        newest = ", ".join(reversed(ids[-3:]))
-        raise WorkFailed(
-            f"no complete run {run} under {dest}; the newest there: {newest}"
-            if run
-            else f"no run under {dest} is complete yet; the same `nightpress run` again finishes {ids[-1]}"
-        )
-    table = _parquet(store, f"runs/{name}/report/", lambda column: column not in UNREAD)
-    if table is None:
-        raise WorkFailed(f"runs/{name}/report/ under {dest} holds no Parquet file; the run's report was removed")
-    if table.num_rows != manifest.get("objects", table.num_rows):
-        raise WorkFailed(
-            f"run {name}: the manifest counts {manifest['objects']:,} objects, its report has {table.num_rows:,} rows; "
-            "a file of the report is missing or does not belong there"
-        )
-    catalog = _parquet(store, f"catalog/{name}/", ("key", "storage_class", "at_source").__contains__)
-    if catalog is not None and {"storage_class", "at_source"} <= set(catalog.column_names):
-        listed = catalog.filter(pc.fill_null(catalog["at_source"], True))
-        if listed["key"].combine_chunks().equals(table["key"].combine_chunks()):
-            table = table.append_column("storage_class", listed["storage_class"])
-    return manifest, table
-
-
-def _parquet(store, folder: str, wanted):
-    """The Parquet files of a folder as one table, None without any; `wanted`: column name → whether it is read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    parts = []
-    for entry in sorted(store.list(prefix=folder), key=lambda info: info.key):
-        if entry.key.endswith(".parquet"):
-            file = pq.ParquetFile(io.BytesIO(store.read(entry.key)))
-            parts.append(file.read([column for column in file.schema_arrow.names if wanted(column)]))
-    return pa.concat_tables(parts, promote_options="default") if parts else None
-
-
 def _figures(table, manifest: dict, region: str | None, storage_class: str | None) -> dict:
     """All that the summary tells, for scripts."""
     from tasks.report import savings, summary
@@ -193,12 +128,15 @@ def _figures(table, manifest: dict, region: str | None, storage_class: str | Non
 
 
 def show_report(args: argparse.Namespace) -> int:
+    from tasks.night.catalog import read_report, with_storage_classes
+    from tasks.night.runs import find_run
     from tasks.report import savings, summary
     from tasks.stores.base import StoreError
 
     store, storage_class = _store(args.dest), args.storage_class
     try:
-        manifest, table = read_run(store, args.dest, args.run)
+        manifest = find_run(store, args.run)
+        table = with_storage_classes(store, manifest, read_report(store, manifest, lambda name: name not in UNREAD))
         if args.json:
             print(json.dumps(_figures(table, manifest, args.region, storage_class), indent=1))
         else:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def tell(settings: RunSettings, manifest: dict, as_json: bool) -> None:
     """The run's outcome on stdout, where its report lies on stderr."""
-    from tasks.night import publish
+    from tasks.night.catalog import read_report
     from tasks.report import summary
     from tasks.stores.open import open_store
 
@@ -56,7 +56,7 @@ def tell(settings: RunSettings, manifest: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(manifest, indent=1, ensure_ascii=False))
     else:
-        print(summary.text(publish.read_report(dest, manifest["run_id"]), manifest), end="")
+        print(summary.text(read_report(dest, manifest), manifest), end="")
     say(f"report: {dest.place('runs/' + manifest['run_id'] + '/report.html')}")
 
 

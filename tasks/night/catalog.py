@@ -6,13 +6,15 @@ Which runs there are is runs.py's; what goes into a row is the steps' and plan.p
 """
 
 import io
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.report.schema import SCHEMA
-from tasks.stores.base import NotFound, Store
+from tasks.stores.base import NotFound, Store, StoreError
 
 READERS = 16  # small files read at once
 PART_ROWS = 250_000  # rows in one file of the catalog or the report
@@ -68,20 +70,59 @@ def write_parts(store: Store, folder: str, table: pa.Table) -> None:
         write_table(store, f"{folder}part-{number:05d}.parquet", table.slice(start, PART_ROWS))
 
 
+def read_parts(store: Store, folder: str, wanted: Callable[[str], bool] = bool) -> pa.Table | None:
+    """The Parquet files of a folder as one table, None without any; `wanted`: by its name, whether a column is read.
+
+    A column that only some of the files have is null in the rows of the others.
+    """
+
+    def read(key: str) -> pa.Table:
+        file = pq.ParquetFile(io.BytesIO(store.read(key)))
+        return file.read([column for column in file.schema_arrow.names if wanted(column)])
+
+    keys = sorted(info.key for info in store.list(folder) if info.key.endswith(".parquet"))
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(pool.map(read, keys))
+    return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
 def read_catalog(dest: Store, manifest: dict | None) -> pa.Table:
-    """The state after a run, in CATALOG_SCHEMA (columns that an older version did not have are null)."""
+    """The state after a run, in CATALOG_SCHEMA; empty without a run. Raises NotFound where its files are gone."""
     if manifest is None:
         return CATALOG_SCHEMA.empty_table()
     folder = manifest["catalog"].rstrip("/") + "/"
-    keys = sorted(info.key for info in dest.list(folder) if info.key.endswith(".parquet"))
-    if not keys:
+    table = read_parts(dest, folder)
+    if table is None:
         raise NotFound(
             f"{dest.url}: run {manifest.get('run_id')} names the catalog {folder}, which is not there; "
             "restore it, or start over with --fresh"
         )
-    with ThreadPoolExecutor(READERS) as pool:
-        tables = list(pool.map(lambda key: conform(read_table(dest, key), CATALOG_SCHEMA), keys))
-    return pa.concat_tables(tables)
+    return conform(table, CATALOG_SCHEMA)
+
+
+def read_report(dest: Store, manifest: dict, wanted: Callable[[str], bool] = bool) -> pa.Table:
+    """The report of a run, all parts; `wanted`: by its name, whether a column is read. Raises NotFound without any."""
+    run_id = manifest["run_id"]
+    table = read_parts(dest, f"runs/{run_id}/report/", wanted)
+    if table is None:
+        raise NotFound(f"runs/{run_id}/report/ under {dest.url} holds no Parquet file; the run's report was removed")
+    if table.num_rows != manifest.get("objects", table.num_rows):
+        raise StoreError(
+            f"run {run_id}: the manifest counts {manifest['objects']:,} objects, its report has {table.num_rows:,} "
+            "rows; a file of the report is missing or does not belong there"
+        )
+    return table
+
+
+def with_storage_classes(dest: Store, manifest: dict, report: pa.Table) -> pa.Table:
+    """The report with the column `storage_class` from the run's catalog, where that is still there and agrees."""
+    catalog = read_parts(dest, f"catalog/{manifest['run_id']}/", ("key", "storage_class", "at_source").__contains__)
+    if catalog is None or not {"storage_class", "at_source"} <= set(catalog.column_names):
+        return report
+    listed = catalog.filter(pc.fill_null(catalog["at_source"], True))
+    if not listed["key"].combine_chunks().equals(report["key"].combine_chunks()):
+        return report
+    return report.append_column("storage_class", listed["storage_class"])
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.night.catalog import CATALOG_SCHEMA, conform, read_table, write_parts
+from tasks.night.catalog import CATALOG_SCHEMA, conform, write_parts
 from tasks.night.runs import write_json
 from tasks.report.schema import SCHEMA, SCHEMA_VERSION, STATUSES
-from tasks.stores.base import NotFound, Store
+from tasks.stores.base import Store
 
 REMOVABLE_FORMAT = "S3BatchOperations_CSV_20180820"
 VERSIONED = ("nightpress", "torch", "numpy", "pillow", "prefect", "distributed", "pyarrow")
@@ -75,15 +75,6 @@ def check_state(state: pa.Table) -> None:
 
 def report_table(rows: pa.Table) -> pa.Table:
     return rows.select(SCHEMA.names).cast(SCHEMA)
-
-
-def read_report(dest: Store, run_id: str) -> pa.Table:
-    """The report of a run, all parts. Raises NotFound where there is none."""
-    folder = f"runs/{run_id}/report/"
-    keys = sorted(info.key for info in dest.list(folder) if info.key.endswith(".parquet"))
-    if not keys:
-        raise NotFound(f"{dest.url}: run {run_id} has no report under {folder}")
-    return pa.concat_tables([read_table(dest, key) for key in keys])
 
 
 def removable(rows: pa.Table, source: Store) -> tuple[bytes, list[str]]:

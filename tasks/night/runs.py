@@ -23,7 +23,7 @@ from functools import lru_cache
 import pyarrow as pa
 
 from tasks.night.catalog import READERS, read_table
-from tasks.stores.base import NotFound, Store
+from tasks.stores.base import NotFound, Store, StoreError
 from tasks.stores.open import open_store
 
 
@@ -68,14 +68,41 @@ RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 # --- finding the run to build on, and the run to go on with ---
 
 
-def latest_manifest(dest: Store, before: str | None = None) -> dict | None:
-    """The newest complete run's manifest, None where there is none; `before`: of the runs older than this id."""
-    for run_id in run_ids(dest):
-        if before is None or run_id < before:
-            manifest = read_json(dest, f"runs/{run_id}/manifest.json")
-            if manifest is not None:
-                return manifest
-    return None
+class NoRun(NotFound):
+    """DEST has no such complete run; the message says which there are."""
+
+
+def read_manifest(dest: Store, run_id: str) -> dict | None:
+    """The run's manifest, None where it has none (yet). StoreError where what lies there is no manifest."""
+    key = f"runs/{run_id}/manifest.json"
+    try:
+        content = json.loads(dest.read(key))
+        return {"run_id": run_id} | content
+    except NotFound:
+        return None
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            f"{dest.place(key)} is not a manifest ({error}); restore it from a version or a backup"
+        ) from error
+
+
+def latest_manifest(dest: Store) -> dict | None:
+    """The newest complete run's manifest, None where there is none."""
+    return next(filter(None, (read_manifest(dest, run_id) for run_id in run_ids(dest))), None)
+
+
+def find_run(dest: Store, run_id: str | None = None) -> dict:
+    """The manifest of a run, by default of the newest complete one. Raises NoRun."""
+    manifest = read_manifest(dest, run_id) if run_id else latest_manifest(dest)
+    if manifest:
+        return manifest
+    begun = run_ids(dest)
+    if not begun:
+        raise NoRun(f"no run under {dest.url}; check the name, or start one with `nightpress run SOURCE {dest.url}`")
+    complete = [name for name in begun if dest.exists(f"runs/{name}/manifest.json")]
+    if not complete:
+        raise NoRun(f"no run under {dest.url} is complete yet; the same `nightpress run` again finishes {begun[0]}")
+    raise NoRun(f"no complete run {run_id} under {dest.url}; the newest there: {', '.join(complete[:3])}")
 
 
 def run_ids(dest: Store) -> list[str]:
@@ -87,7 +114,7 @@ def run_ids(dest: Store) -> list[str]:
 def unfinished_run(dest: Store, fingerprint: str, base: str | None) -> dict | None:
     """settings.json of the newest run without a manifest, if it is the same work on the same state, else None."""
     for run_id in run_ids(dest):
-        if read_json(dest, f"runs/{run_id}/manifest.json") is not None:
+        if read_manifest(dest, run_id) is not None:
             return None
         begun = read_json(dest, f"runs/{run_id}/work/settings.json")
         if begun and begun.get("fingerprint") == fingerprint and begun.get("base") == base:

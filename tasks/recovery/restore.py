@@ -30,9 +30,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.night.catalog import CATALOG_SCHEMA, conform, read_catalog, read_table
+from tasks.night.catalog import CATALOG_SCHEMA, conform, read_catalog, read_report
 from tasks.night.plan import CUT
-from tasks.night.runs import latest_manifest, read_json, run_ids
+from tasks.night.runs import NoRun, find_run
 from tasks.recovery.journal import journal_lines, open_journal
 from tasks.recovery.names import ODD, odd_name, restored_names
 from tasks.recovery.rows import (
@@ -100,7 +100,10 @@ def restore(
     each. Errors of single keys are collected in the outcome; CannotRestore and StoreError mean that nothing began.
     """
     store = open_store(dest)
-    manifest = find_run(store, run_id)
+    try:
+        manifest = find_run(store, run_id)
+    except NoRun as error:
+        raise CannotRestore(str(error)) from None
     source = source or manifest.get("source")
     if source is None:
         raise CannotRestore(f"the manifest of run {manifest['run_id']} names no source; give one")
@@ -128,27 +131,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_run(dest: Store, run_id: str | None) -> dict:
-    """The manifest of a run, by default of the newest complete one; CannotRestore where there is none."""
-    manifest = read_json(dest, f"runs/{run_id}/manifest.json") if run_id else latest_manifest(dest)
-    if manifest is None:
-        runs = [name for name in run_ids(dest) if dest.exists(f"runs/{name}/manifest.json")] if run_id else []
-        if runs:
-            raise CannotRestore(f"{dest.url} has no complete run {run_id}; it has {', '.join(runs[:10])}")
-        raise CannotRestore(f"{dest.url} has no complete run; check the place, or run the night first")
-    return manifest
-
-
 def state_after(dest: Store, manifest: dict) -> pa.Table:
     """The run's catalog; where it is gone, its report, which lacks etags and metadata but not the pictures."""
     if manifest.get("catalog"):
         with contextlib.suppress(NotFound):
             return read_catalog(dest, manifest)
-    folder = f"runs/{manifest['run_id']}/report/"
-    keys = sorted(info.key for info in dest.list(folder) if info.key.endswith(".parquet"))
-    if not keys:
-        raise CannotRestore(f"{dest.url}: run {manifest['run_id']} has neither its catalog nor its report any more")
-    table = pa.concat_tables([conform(read_table(dest, key), CATALOG_SCHEMA) for key in keys])
+    try:
+        report = read_report(dest, manifest)
+    except NotFound as error:
+        raise CannotRestore(f"{error}, and its catalog too") from None
+    table = conform(report, CATALOG_SCHEMA)
     cut = pc.fill_null(pc.match_substring(table["reason"], CUT), False)
     turns = pc.if_else(cut, pa.scalar(UNKNOWN_TURN, pa.int32()), table["keeper_turn"])
     return table.set_column(table.schema.get_field_index("keeper_turn"), "keeper_turn", turns)

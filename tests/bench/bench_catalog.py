@@ -284,8 +284,7 @@ def nights(folder: Path, known: int, new: int) -> dict:
     from PIL import Image
 
     from flows.embedded_s3 import SOURCE_BUCKET, embedded_s3
-    from tasks.night.catalog import PART_ROWS, read_catalog, write_table
-    from tasks.night.publish import read_report
+    from tasks.night.catalog import PART_ROWS, read_catalog, read_report, write_table
     from tasks.stores.open import open_store
 
     cut(folder / "pictures", OLD + FRESH, None)
@@ -318,7 +317,7 @@ def nights(folder: Path, known: int, new: int) -> dict:
         (folder / "inventory").mkdir()
         listed = write_inventory(folder / "inventory", SOURCE_BUCKET, [known_rows, pa.Table.from_pylist(real)])
         wall, manifest, peaks = the_night([source, str(dest), "--inventory", listed])
-    report = read_report(store, manifest["run_id"]).select(["key", "status", "keeper_key"]).to_pylist()
+    report = read_report(store, manifest).select(["key", "status", "keeper_key"]).to_pylist()
     rows = {row["key"]: row for row in report if row["key"].startswith("real/again-")}
     for name, row in rows.items():
         if row["keeper_key"] != name.replace("again-", ""):

@@ -13,7 +13,7 @@ import skimage.data
 from PIL import Image
 
 from flows.settings import RunSettings
-from tasks.night import publish
+from tasks.night.catalog import read_report
 from tasks.stores.open import open_store
 
 pytestmark = pytest.mark.server
@@ -51,7 +51,7 @@ def a_night(source, dest, **options):
 
     parameters = {"source": source.url, "dest": dest.url, "target": "psnr=32", "workers": 2, "shard_size": 4} | options
     manifest = run_night(RunSettings.from_parameters(parameters))
-    return manifest, publish.read_report(dest, manifest["run_id"]).to_pylist()
+    return manifest, read_report(dest, manifest).to_pylist()
 
 
 def plain(rows, run_id):

@@ -21,8 +21,8 @@ from codec import decode
 from codec.metrics import psnr
 from flows.console import WorkFailed, WrongUsage
 from flows.settings import RunSettings
-from tasks.night import publish
-from tasks.night.catalog import read_catalog
+from tasks.night.catalog import read_catalog, read_report
+from tasks.night.runs import find_run
 from tasks.report.schema import SCHEMA
 from tasks.stores.open import open_store
 
@@ -59,7 +59,7 @@ def night(machinery):
 
 
 def rows_of(dest, run_id):
-    table = publish.read_report(open_store(str(dest)), run_id)
+    table = read_report(open_store(str(dest)), find_run(open_store(str(dest)), run_id))
     assert table.schema.equals(SCHEMA)
     return {row["key"]: row for row in table.to_pylist()}
 

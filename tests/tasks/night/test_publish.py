@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.night import listing, publish
-from tasks.night.catalog import CATALOG_SCHEMA, conform, read_catalog, table_of
+from tasks.night.catalog import CATALOG_SCHEMA, conform, read_catalog, read_report, table_of
 from tasks.night.runs import RUN_ID, latest_manifest, new_run_id, unfinished_run, write_json
 from tasks.report.schema import SCHEMA
 from tasks.stores.base import AlreadyExists
@@ -96,7 +96,7 @@ def test_the_manifest_is_written_once(local_stores):
         publish.commit(dest, manifest)
     assert latest_manifest(dest)["run_id"] == manifest["run_id"]
     assert read_catalog(dest, manifest).num_rows == 3
-    assert publish.read_report(dest, manifest["run_id"]).schema.equals(SCHEMA)
+    assert read_report(dest, manifest).schema.equals(SCHEMA)
 
 
 def test_unfinished_runs_are_found_by_what_they_were_asked(local_stores):

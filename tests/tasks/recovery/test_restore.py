@@ -211,7 +211,7 @@ def test_single_keys_and_the_command(local_stores, tmp_path, model, capsys, monk
     assert main(["restore", dest.url, out.url, "--key", "photos/A.jpg"]) == 1
     assert "did you mean 'photos/a.jpg'" in capsys.readouterr().err
     assert main(["restore", dest.url, out.url, "--run", "20250101T000000Z-0000"]) == 1
-    assert f"it has {RUN}" in capsys.readouterr().err
+    assert f"the newest there: {RUN}" in capsys.readouterr().err
     assert main(["restore", source.url, out.url]) == 1
     assert main(["restore", dest.url, str(Path(dest.url) / "x")]) == 2
     assert main(["restore", dest.url, source.url]) == 2
