@@ -40,7 +40,9 @@ def list_source(
     `watch(n)` is called now and then with the number of entries seen. Memory: about 200 bytes an entry.
     """
     schema = pa.schema(list(LISTING_SCHEMA)[:6] + [("selected", pa.bool_())])
-    chunks, rows, seen = [], [], 0
+    chunks: list[pa.Table] = []
+    rows: list[tuple] = []
+    seen = 0
 
     def flush() -> None:
         columns = [pa.array(column, one.type) for column, one in zip(zip(*rows, strict=True), schema, strict=True)]

@@ -11,7 +11,7 @@ is, leading, doubled and trailing slashes included. A local folder holds less; w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -104,7 +104,7 @@ class Store(ABC):
         """Every object whose key starts with `prefix`, in no particular order; an error rather than a part of them."""
 
     @abstractmethod
-    def list_prefixes(self, prefix: str = "") -> list[str]:
+    def list_prefixes(self, prefix: str = "") -> Sequence[str]:
         """The "folders" directly below `prefix`, with their trailing slash, sorted: `runs/` -> [`runs/a/`, ...]."""
 
     @abstractmethod
@@ -149,7 +149,7 @@ class Store(ABC):
     def write_stream(
         self,
         key: str,
-        pieces: Iterable[bytes],
+        pieces: Iterable[bytes | memoryview],
         size: int,
         *,
         sha256: str | None = None,
@@ -199,7 +199,7 @@ def whole_range(data: bytes, offset: int, length: int, where: str) -> bytes:
     return data
 
 
-def in_blocks(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
+def in_blocks(pieces: Iterable[bytes | memoryview], size: int) -> Iterator[bytes]:
     """The same bytes in blocks of `size`, the last one shorter; at least one block."""
     held, some = bytearray(), False
     for piece in pieces:

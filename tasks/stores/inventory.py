@@ -116,7 +116,8 @@ def fetched(home: Store, manifest: dict, data_file: dict):
         bare = key.rpartition("/")[2]
         places = [(home, key), (home, bare), (open_store(f"{home.root}/../data"), bare)]
     else:
-        places = [(open_store(f"s3://{manifest.get('destinationBucket', home.bucket).rpartition(':')[2]}"), key)]
+        bucket = str(manifest.get("destinationBucket") or home.url.split("/")[2]).rpartition(":")[2]
+        places = [(open_store(f"s3://{bucket}"), key)]
     for store, name in places:
         with contextlib.suppress(NotFound):
             size = store.head(name).size

@@ -161,8 +161,10 @@ class Lease:
                     found = self._found()
                     if found is None or found[1].get("token") != self.token:
                         raise Changed("overwritten")
-                condition = {} if self.warning else {"if_match": self._etag}
-                self._etag = self.store.write(self.key, self._content(), content_type="application/json", **condition)
+                expected = None if self.warning else self._etag
+                self._etag = self.store.write(
+                    self.key, self._content(), content_type="application/json", if_match=expected
+                )
                 self._renewed = started
             except (Changed, NotFound):
                 self._lose("another run has taken it")

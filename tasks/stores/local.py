@@ -16,7 +16,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -123,7 +123,7 @@ class LocalStore(Store):
                     if stat.S_ISREG(status.st_mode):
                         yield ObjectInfo(key, status.st_size, etag_of(status), modified_of(status))
 
-    def list_prefixes(self, prefix: str = "") -> list[str]:
+    def list_prefixes(self, prefix: str = "") -> Sequence[str]:
         """The folders directly below `prefix`, with their trailing slash: `runs/` -> [`runs/a/`, ...]."""
         folder, _, start = prefix.rpartition("/")
         base = folder + "/" if folder else ""
@@ -199,7 +199,7 @@ class LocalStore(Store):
     def write_stream(
         self,
         key: str,
-        pieces: Iterable[bytes],
+        pieces: Iterable[bytes | memoryview],
         size: int,
         *,
         sha256: str | None = None,

@@ -124,7 +124,8 @@ def branching_points(first, prefix: str, after: str, most: int = 32) -> list[str
             low = middle + 1
     if low >= len(after):
         return []
-    cuts, cut = [], successor(after[: low + 1])
+    cuts: list[str] = []
+    cut = successor(after[: low + 1])
     while cut is not None and len(cuts) < most and (key := first(cut)) is not None:
         cuts.append(cut)
         cut = successor(key[: low + 1])

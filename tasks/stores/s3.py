@@ -11,7 +11,7 @@ import os
 import threading
 import uuid
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.header import Header
 from email.utils import parsedate_to_datetime
@@ -89,7 +89,7 @@ class S3Store(Store):
         full = self.prefix + prefix
         cut = len(self.prefix)
 
-        def page(after: str, count: int) -> tuple[list[dict], bool]:
+        def page(after: str, count: int) -> tuple[Sequence[dict], bool]:
             return self._page(full, after, count)
 
         for entries in listed_in_ranges(page, full, LISTING_THREADS):
@@ -103,7 +103,7 @@ class S3Store(Store):
                         storage_class=standard_is_none(entry.get("StorageClass")),
                     )
 
-    def _page(self, prefix: str, after: str, count: int) -> tuple[list[dict], bool]:
+    def _page(self, prefix: str, after: str, count: int) -> tuple[Sequence[dict], bool]:
         """Up to `count` entries above `after`, and whether there are more; empty only at the end."""
         position = {"StartAfter": after} if after else {}
         while True:
@@ -118,9 +118,10 @@ class S3Store(Store):
                 return entries, more
             position = {"ContinuationToken": answer["NextContinuationToken"]}
 
-    def list_prefixes(self, prefix: str = "") -> list[str]:
+    def list_prefixes(self, prefix: str = "") -> Sequence[str]:
         """The "folders" directly below `prefix`, with their trailing slash: `runs/` -> [`runs/a/`, ...]."""
-        found, token = [], {}
+        token: dict[str, str] = {}
+        found = []
         while True:
             answer = patiently(
                 lambda token=token: self.client.list_objects_v2(
@@ -264,7 +265,7 @@ class S3Store(Store):
     def write_stream(
         self,
         key: str,
-        pieces: Iterable[bytes],
+        pieces: Iterable[bytes | memoryview],
         size: int,
         *,
         sha256: str | None = None,
@@ -332,7 +333,7 @@ class S3Store(Store):
         Asked once, by a small object under `catalog/` that is removed again.
         """
         self._probe()
-        return self._conditional
+        return bool(self._conditional)
 
     def honours_if_match(self) -> bool:
         """Whether a write with If-Match goes through for the right etag and for no other one.
