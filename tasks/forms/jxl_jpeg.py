@@ -1,4 +1,4 @@
-"""A JPEG file recompressed by JPEG XL (ISO/IEC 18181-2, annex A): about 10 to 20 % smaller, and the same file comes back.
+"""A JPEG file recompressed by JPEG XL (ISO/IEC 18181-2, annex A): 10 to 20 % smaller, and the same file comes back.
 
     JPEG XL file of the first JPEG, openable by any decoder
     box "npjp"  a further JPEG behind it (depth map, gain map, preview), the same way
@@ -7,6 +7,8 @@
 What libjxl refuses (CMYK, arithmetic coding, 12 bits, lossless JPEG, damaged scans) is declined. A file is only taken
 when decoding has given its bytes back.
 """
+
+import contextlib
 
 import imagecodecs
 
@@ -32,6 +34,9 @@ class JxlJpeg:
         except RuntimeError as error:
             raise Declined("JPEG XL does not take this kind of JPEG (CMYK, arithmetic, damaged ...)") from error
         data += b"".join(map(_box_of, pieces[1:]))
+        if len(pieces) > 1:
+            with contextlib.suppress(RuntimeError):  # libjxl keeps short tails itself
+                data = min(data, _transcoded(file_bytes), key=len)
         self.verify(data, file_bytes, picture)
         return data
 

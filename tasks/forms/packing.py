@@ -1,4 +1,4 @@
-"""Byte strings made smaller without knowing what they are: the best of a few general coders, bounded in time and memory.
+"""Byte strings made smaller whatever they are: the best of a few general coders, bounded in time and memory.
 
     method (1 byte), length (LEB128), coded bytes
 
