@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flows.console import WorkFailed
+from tasks.machine import cores, environment
 
 ALLOWED_DEATHS = 3  # worker deaths over one shard (or object) before it counts as the cause
 PER_WORKER = 2  # shards in flight for each worker: one being worked on, one ready
@@ -38,10 +39,6 @@ class Pool:
     width: int
     memory: int
     gpus: int = 0
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_count(device: str) -> int:
@@ -125,21 +122,6 @@ def started(make: Callable, tries: int = 5):
         except RuntimeError as error:
             if attempt == tries:
                 raise WorkFailed(f"no Dask workers could be started in {tries} tries: {error}; free memory?") from error
-
-
-@contextlib.contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """os.environ with these values, which child processes (restarted workers too) inherit."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def worker_plugin():

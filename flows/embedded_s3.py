@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 from flows.console import WorkFailed
+from tasks.machine import environment
 
 SOURCE_BUCKET, DEST_BUCKET = "nightpress-demo", "nightpress-demo-pressed"
 
@@ -40,7 +41,7 @@ def embedded_s3() -> Iterator[str]:
     Inside the block the process's environment (endpoint, made-up credentials, region) points to it, for
     workers started meanwhile too. The server ends with the block, or with the thread that entered it.
     """
-    environment = {
+    account = {
         "AWS_ACCESS_KEY_ID": "nightpress-demo",
         "AWS_SECRET_ACCESS_KEY": "nightpress-demo",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -51,7 +52,7 @@ def embedded_s3() -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=messages,
-            env={name: value for name, value in os.environ.items() if name not in FOREIGN} | environment,
+            env={name: value for name, value in os.environ.items() if name not in FOREIGN} | account,
             text=True,
         )
         stack.callback(ended, server)
@@ -63,31 +64,16 @@ def embedded_s3() -> Iterator[str]:
             raise WorkFailed(
                 f"the embedded S3 server (moto) did not start: {last}; pip install 'nightpress[demo]' brings it"
             )
-        environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-        with changed_environment(environment, without=FOREIGN):
+        account["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+        with environment(account, without=FOREIGN):
             make_buckets()
-            yield environment["AWS_ENDPOINT_URL"]
+            yield account["AWS_ENDPOINT_URL"]
 
 
 def ended(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()
     process.stdout.close()
-
-
-@contextlib.contextmanager
-def changed_environment(values: dict[str, str], without: tuple[str, ...] = ()) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in (*values, *without)}
-    try:
-        for name in without:
-            os.environ.pop(name, None)
-        os.environ.update(values)
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def make_buckets() -> None:

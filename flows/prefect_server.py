@@ -14,16 +14,20 @@ import tempfile
 import time
 import urllib.request
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from flows.console import WorkFailed
+from tasks.machine import cache_folder
 
 SERVER_PATIENCE = 90.0  # seconds until a Prefect server that does not answer counts as broken
+GIVEN_PATIENCE = 10.0  # the same for one that somebody else has started
 
 
+# Prefect reads its settings when it is first imported: set before that.
+UNTOLD = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",  # the night has no deployments to look after
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
@@ -47,19 +51,74 @@ runpy.run_module("prefect", run_name="__main__", alter_sys=True)
 """
 
 
-class PrefectServer:
-    """A Prefect server of our own on the loopback interface, or the one that PREFECT_API_URL names.
+class ServerProcess:
+    """`prefect server start` on a free loopback port with its database in `home`; it ends with us, however we end.
 
-    `start` returns at once, `url` waits until it answers. History is kept in one folder per user
-    ($XDG_CACHE_HOME/nightpress/prefect) so that later nights start sooner; while another night uses that,
-    a temporary one serves.
+    `start` returns at once, `answering` waits. Ctrl-C is for us alone: the server is stopped when its work is done.
+    """
+
+    def __init__(self, home: Path, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})):
+        self.home, self.arguments = home, arguments
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.environment = {**os.environ, **UNTOLD, "PREFECT_UI_API_URL": self.url, **environment}
+        self.environment |= {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "none")}
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "ServerProcess":
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> str:
+        return str(self.home / "server.log")
+
+    def start(self) -> None:
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", DIES_WITH_PARENT, str(os.getpid()), "server", "start"]
+                + ["--host", "127.0.0.1", "--port", str(self.port), *self.arguments],
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def answering(self) -> str:
+        """The API's URL once it answers. Raises WorkFailed."""
+        patience = time.monotonic() + SERVER_PATIENCE
+        while not answers(self.url):
+            if self.process.poll() is not None:
+                raise WorkFailed(f"Prefect's server ended with code {self.process.returncode}: {tail(self.log)}")
+            if time.monotonic() > patience:
+                raise WorkFailed(f"Prefect's server did not answer within {SERVER_PATIENCE:g} s: {tail(self.log)}")
+            time.sleep(0.1)
+        return self.url
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class PrefectServer:
+    """A night's Prefect server: the one that PREFECT_API_URL (or the user's profile) names, else one of our own.
+
+    `start` returns at once, `url` waits until it answers. Our own keeps its history in one folder per user
+    ($XDG_CACHE_HOME/nightpress/prefect) so that later nights start sooner; while another night uses that, a temporary
+    folder serves.
     """
 
     def __init__(self):
-        self.given = os.environ.get("PREFECT_API_URL") or profile_url()
-        self.process: subprocess.Popen | None = None
+        self.given = given_url()
+        self.own: ServerProcess | None = None
         self._stack = contextlib.ExitStack()
-        self.home, self.port, self.log = "", 0, ""
 
     def __enter__(self) -> "PrefectServer":
         self.start()
@@ -69,56 +128,45 @@ class PrefectServer:
         self.stop()
 
     def start(self) -> None:
-        if self.given:
-            return
-        self.home = self._home()
-        self.port = free_port()
-        self.log = os.path.join(self.home, "server.log")
-        environment = {**os.environ, **QUIET, "PREFECT_HOME": self.home, "PREFECT_PROFILES_PATH": f"{self.home}/none"}
-        environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", DIES_WITH_PARENT, str(os.getpid()), "server", "start"]
-                + ["--host", "127.0.0.1", "--port", str(self.port), "--no-ui"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        if not self.given:
+            self.own = ServerProcess(self._home(), "--no-ui", environment=QUIET)
+            self.own.environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
+            self.own.start()
 
-    def _home(self) -> str:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightpress" / "prefect"
+    def _home(self) -> Path:
+        folder = cache_folder("prefect")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = self._stack.enter_context(open(folder / "lock", "ab"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return str(folder)
+            return folder
         except OSError:
-            return self._stack.enter_context(tempfile.TemporaryDirectory(prefix="nightpress-prefect-"))
+            return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="nightpress-prefect-")))
 
     def url(self) -> str:
         """The API's URL once it answers. Raises WorkFailed."""
-        url = self.given or f"http://127.0.0.1:{self.port}/api"
-        patience = time.monotonic() + (10.0 if self.given else SERVER_PATIENCE)
-        while not answers(url):
-            if self.process and self.process.poll() is not None:
-                raise WorkFailed(f"Prefect's server ended with code {self.process.returncode}: {tail(self.log)}")
+        if self.own:
+            return self.own.answering()
+        patience = time.monotonic() + GIVEN_PATIENCE
+        while not answers(self.given):
             if time.monotonic() > patience:
-                if self.given:
-                    raise WorkFailed(f"PREFECT_API_URL={url} does not answer; start that server, or unset it")
-                raise WorkFailed(f"Prefect's server did not answer within {SERVER_PATIENCE:g} s: {tail(self.log)}")
+                raise WorkFailed(unanswered(self.given))
             time.sleep(0.1)
-        return url
+        return self.given
 
     def stop(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        if self.own:
+            self.own.stop()
         self._stack.close()
+
+
+def given_url() -> str | None:
+    """The API that the environment or the user's active Prefect profile names."""
+    return os.environ.get("PREFECT_API_URL") or profile_url()
+
+
+def unanswered(url: str) -> str:
+    return f"PREFECT_API_URL={url} does not answer; start that server, or unset it"
 
 
 def profile_url() -> str | None:

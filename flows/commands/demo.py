@@ -35,8 +35,9 @@ def register(subparsers) -> None:
 
 def demo(args: argparse.Namespace) -> int:
     from flows.demo import fill, surprises
-    from flows.embedded_s3 import DEST_BUCKET, SOURCE_BUCKET, changed_environment, embedded_s3, make_buckets
+    from flows.embedded_s3 import DEST_BUCKET, SOURCE_BUCKET, embedded_s3, make_buckets
     from flows.settings import Target
+    from tasks.machine import environment
     from tasks.stores.open import open_store
 
     try:
@@ -48,9 +49,7 @@ def demo(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         if args.endpoint:
-            stack.enter_context(
-                changed_environment({"AWS_ENDPOINT_URL": args.endpoint}, without=("AWS_ENDPOINT_URL_S3",))
-            )
+            stack.enter_context(environment({"AWS_ENDPOINT_URL": args.endpoint}, without=("AWS_ENDPOINT_URL_S3",)))
             make_buckets()
             say(f"demo: S3 server {args.endpoint}")
         else:

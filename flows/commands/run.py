@@ -27,8 +27,9 @@ def run(args: argparse.Namespace) -> int:
         return estimate(settings, args.json)
     # Before Prefect is imported, which reads them once: nothing is told to anybody, errors are told once and by us.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    from flows.prefect_server import PrefectServer
+    from flows.prefect_server import UNTOLD, PrefectServer
+
+    os.environ |= UNTOLD
 
     with PrefectServer() as server:  # its start overlaps with our imports
         from flows.nightly import FailedRows, night_on
@@ -62,9 +63,9 @@ def tell(settings: RunSettings, manifest: dict, as_json: bool) -> None:
 
 def estimate(settings: RunSettings, as_json: bool) -> int:
     """--dry-run: reads a sample of what is new or changed; writes nothing."""
-    from flows.cluster import cores
     from flows.console import Progress
     from flows.nightly import infos_of, night_of
+    from tasks.machine import cores
     from tasks.night import dry_run, listing
     from tasks.night.catalog import read_catalog
     from tasks.night.model_files import NoModel, codec_model

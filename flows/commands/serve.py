@@ -7,11 +7,7 @@ a deployment for work pools stands in deploy/prefect.yaml.
 import argparse
 import contextlib
 import fcntl
-import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from flows.console import WorkFailed, WrongUsage, say
 from flows.settings import RunSettings, add_arguments, option
+from tasks.machine import cache_folder, environment
 
 
 def register(subparsers) -> None:
@@ -108,15 +105,15 @@ def api_url(name: str) -> Iterator[str]:
     Unlike the one that a single night starts (flows/cluster.py) it has a scheduler, and its pages. Its history is
     kept in $XDG_CACHE_HOME/nightpress/schedule/<name>. Raises WorkFailed.
     """
-    from flows.prefect_server import answers, profile_url
+    from flows.prefect_server import answers, given_url, unanswered
 
-    given = os.environ.get("PREFECT_API_URL") or profile_url()
+    given = given_url()
     if given:
         if not answers(given):
-            raise WorkFailed(f"PREFECT_API_URL={given} does not answer; start that server, or unset it")
+            raise WorkFailed(unanswered(given))
         yield given
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightpress" / "schedule" / name
+    home = cache_folder("schedule", name)
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "lock", "ab") as lock:
         try:
@@ -131,50 +128,16 @@ def api_url(name: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def started_server(home: Path) -> Iterator[str]:
-    """Prefect's server on a free loopback port with its database in `home`; its API's URL once it answers."""
-    from flows.prefect_server import DIES_WITH_PARENT, answers, free_port, tail
+    """Prefect's server, scheduler and pages included, with its database in `home`; its API's URL once it answers."""
+    from flows.prefect_server import ServerProcess
 
-    port, log = free_port(), str(home / "server.log")
-    url = f"http://127.0.0.1:{port}/api"
-    environment = {
-        "PREFECT_HOME": str(home),
-        "PREFECT_PROFILES_PATH": str(home / "none"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_UI_API_URL": url,
-    }
-    with open(log, "wb") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-c", DIES_WITH_PARENT, str(os.getpid()), "server", "start"]
-            + ["--host", "127.0.0.1", "--port", str(port)],
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us: runs are stopped before their server
-        )
-    try:
-        patience = time.monotonic() + 90
-        while not answers(url):
-            if server.poll() is not None:
-                raise WorkFailed(f"Prefect's server ended with code {server.returncode}: {tail(log)}")
-            if time.monotonic() > patience:
-                raise WorkFailed(f"Prefect's server did not answer within 90 s: {tail(log)}")
-            time.sleep(0.2)
-        yield url
-    finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    with ServerProcess(home) as server:
+        yield server.answering()
 
 
 @contextlib.contextmanager
 def given_environment(**values: str) -> Iterator[None]:
-    from flows.cluster import environment
+    from flows.prefect_server import UNTOLD
 
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    with environment(values | quiet):
+    with environment(values | UNTOLD):
         yield

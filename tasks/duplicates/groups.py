@@ -8,13 +8,13 @@ on the order in which rows or pairs come, nor on how the confirmations are sprea
 Finding pairs stands in hamming_pairs.py; ranking and the second look itself in rules.py.
 """
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 from numba import njit
 
 from tasks.duplicates import hamming_pairs
+from tasks.machine import cores
 
 TRIES = 16  # keepers that a row is held against before it stands for itself
 FAN = 32  # of rows with equal codes, only so many of the best ranked are offered as keepers
@@ -81,10 +81,6 @@ def candidates(
     merged = np.concatenate(parts)
     order = np.lexsort((merged[:, 1], merged[:, 0]))
     return tuple(np.ascontiguousarray(merged[order, column]) for column in range(3))
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 @njit(cache=True)

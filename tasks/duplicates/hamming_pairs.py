@@ -14,7 +14,6 @@ expanded after it, in chunks.
 Norouzi, Punjani, Fleet: Fast search in Hamming space with multi-index hashing (2012) has the idea of bands.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -25,6 +24,8 @@ from math import comb
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
+
+from tasks.machine import cores
 
 BUCKET = 8192  # a larger bucket is split again
 CHUNK = 1 << 20  # pairs in one piece of output
@@ -410,7 +411,7 @@ def distinct_pairs(a: np.ndarray, b: np.ndarray, distance: int, threads: int | N
         lambda chosen=chosen: _search_choice(a, ids_a, b, ids_b, distance, _Choices(), bands, agree, chosen)
         for chosen in combinations(range(len(bands)), agree)
     ]
-    yield from _in_threads(parts, threads or len(os.sched_getaffinity(0)))
+    yield from _in_threads(parts, threads or cores())
 
 
 @njit(nogil=True, cache=True)

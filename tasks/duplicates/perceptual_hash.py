@@ -12,7 +12,6 @@ as a duplicate in rules.py.
 
 import hashlib
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from tasks.duplicates.jpeg_dc import luma_eighth
 from tasks.duplicates.lanczos import reduce_plane
+from tasks.machine import cores
 
 Image.MAX_IMAGE_PIXELS = None  # the check is ours, by the caller's limit; Pillow's own is lower and global
 
@@ -162,7 +162,7 @@ def fingerprints(
     class and message) alone. `fast=False` decodes every picture fully. `threads` defaults to the cores this
     process may use; Pillow decodes and resizes outside the interpreter's lock.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     if threads > 1 and len(blobs) > 1:
         with ThreadPoolExecutor(threads) as pool:
             read = list(pool.map(lambda data: _read_one(data, fast, side, max_pixels), blobs))

@@ -8,7 +8,6 @@ report/gallery.py.
 
 import contextlib
 import functools
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from tasks.duplicates.groups import candidates, choose_keepers
 from tasks.duplicates.local_features import Confirmation, Features, compare, features
 from tasks.duplicates.perceptual_hash import HASHES, MAX_PIXELS, fingerprints, hex_to_codes
 from tasks.duplicates.rules import Look, keeper_rank, keeper_reason, look_alike, true_pixels
+from tasks.machine import cores
 from tasks.stores.base import ObjectInfo, StoreError
 
 NEAR_DISTANCE = 7  # bits of pHash that a copy may differ in to be looked at
@@ -82,7 +82,7 @@ def scan_store(
         return facts
 
     objects = iter(objects)
-    with ThreadPoolExecutor(threads or 4 * len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or 4 * cores()) as pool:
         while batch := list(islice(objects, BATCH)):
             yield from pool.map(one, batch)
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from codec import modelfiles
+from tasks.machine import cache_folder
 from tasks.stores.base import AlreadyExists, Store
 
 VARIABLE = "NIGHTPRESS_CODEC"
@@ -80,7 +81,7 @@ def embedding_identity(embedding: str | None) -> list[str]:
 
 def local_copy(dest: Store, key: str) -> Path:
     """A file under DEST/models on this machine, fetched on first use. Raises StoreError."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightpress" / "models"
+    base = cache_folder("models")
     file = base / key.rpartition("/")[2]
     if not file.exists():
         data = dest.read(key)

@@ -18,7 +18,6 @@ import difflib
 import hashlib
 import io
 import json
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.machine import cores
 from tasks.night.catalog import CATALOG_SCHEMA, conform, read_catalog, read_report
 from tasks.night.plan import CUT
 from tasks.night.runs import NoRun, find_run
@@ -125,10 +125,6 @@ def restore(
         work.write_names({row["key"] for row in chosen})
     work.outcome.failures.sort()
     return work.outcome
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def state_after(dest: Store, manifest: dict) -> pa.Table:

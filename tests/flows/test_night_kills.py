@@ -30,7 +30,7 @@ STEP_MODULE = """
     def gather(night, shard, results):
         return pa.Table.from_pylist(results)
 
-    def lost(night, item, why):
+    def killed_row(night, item, why):
         return {"key": item["key"], "pid": -1}
 """
 
@@ -111,7 +111,7 @@ def test_a_second_server_takes_another_home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with PrefectServer() as one, PrefectServer() as other:
-        assert one.home != other.home and one.port != other.port
+        assert one.own.home != other.own.home and one.own.port != other.own.port
     assert one.process.poll() is not None and other.process.poll() is not None
 
 
