@@ -117,31 +117,31 @@ def as_prefect_task(stage: str, label: str, body: Callable):
 
 
 @contextlib.contextmanager
-def stage_of(course: NightRun, stage: str, **facts) -> Iterator[dict]:
+def stage_of(run: NightRun, stage: str, **facts) -> Iterator[dict]:
     """Times a stage; its record goes into the manifest and the log."""
     record = {"stage": stage, **facts}
     before = time.monotonic()
-    course.log("stage begins", stage=stage, **facts)
+    run.log("stage begins", stage=stage, **facts)
     yield record
     record["seconds"] = round(time.monotonic() - before, 3)
-    course.stages.append(record)
-    course.log("stage ends", **record)
-    course.save_log()
+    run.stages.append(record)
+    run.log("stage ends", **record)
+    run.save_log()
 
 
-def do_shards(course: NightRun, step: Step, jobs: list[Job]) -> dict[str, pa.Table]:
+def do_shards(run: NightRun, step: Step, jobs: list[Job]) -> dict[str, pa.Table]:
     """All shards of a stage: those whose file is there are read, the others done; table by shard.
 
     Shards that the deadline left out are missing.
     """
     tables: dict[str, pa.Table] = {}
-    with stage_of(course, step.stage, shards=len(jobs), objects=sum(len(job.items) for job in jobs)) as record:
-        there = finished_shards(course.dest, course.night, step.stage) if course.resumed and jobs else set()
+    with stage_of(run, step.stage, shards=len(jobs), objects=sum(len(job.items) for job in jobs)) as record:
+        there = finished_shards(run.dest, run.night, step.stage) if run.resumed and jobs else set()
         ready = [job.shard for job in jobs if job.shard in there]
-        for shard, table in read_shards(course.dest, course.night, step.stage, ready):
+        for shard, table in read_shards(run.dest, run.night, step.stage, ready):
             tables[shard] = table
             if "status" in table.column_names:
-                course.count_failures(table)
+                run.count_failures(table)
         left = [job for job in jobs if job.shard not in tables]
         record |= {"resumed": len(ready), "busy_seconds": 0.0}
         shown = Progress(step.stage, len(jobs))
@@ -149,26 +149,26 @@ def do_shards(course: NightRun, step: Step, jobs: list[Job]) -> dict[str, pa.Tab
             shown.advance(len(ready), "done before")
         chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
         for number, chunk in enumerate(chunks, 1):
-            if not course.may_start():
+            if not run.may_start():
                 break
             label = f"{step.stage} {number} of {len(chunks)}: shards {chunk[0].shard} to {chunk[-1].shard}"
-            as_prefect_task(step.stage, label, lambda chunk=chunk: do_chunk(course, step, chunk, tables, shown, record))
+            as_prefect_task(step.stage, label, lambda chunk=chunk: do_chunk(run, step, chunk, tables, shown, record))
         record["done"] = len(tables)
     return tables
 
 
-def do_chunk(course: NightRun, step: Step, chunk: list[Job], tables: dict, shown: Progress, record: dict) -> None:
+def do_chunk(run: NightRun, step: Step, chunk: list[Job], tables: dict, shown: Progress, record: dict) -> None:
     """The part of a stage that one Prefect task covers; a retry does what is not done yet."""
     left = [job for job in chunk if job.shard not in tables]
     bar = create_progress_artifact(0.0, key=f"{step.stage}-progress", description=f"{step.stage}, {len(chunk)} shards")
     told = time.monotonic()
     finished = len(chunk) - len(left)
-    for job, result in run_jobs(course.pool(), step, course.night, left, may_start=course.may_start):
+    for job, result in run_jobs(run.pool(), step, run.night, left, may_start=run.may_start):
         table, seconds = result
         tables[job.shard] = table
         record["busy_seconds"] = round(record["busy_seconds"] + seconds, 3)
         if "status" in table.column_names:
-            course.count_failures(table)
+            run.count_failures(table)
         finished += 1
         shown.advance()
         if time.monotonic() - told > PROGRESS_EVERY:

@@ -19,8 +19,8 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from flows.console import WrongUsage
+from tasks.night.runs import Night
 
-METRICS = ("psnr", "ms-ssim")
 EMBEDDINGS = ("copy", "classifier", "autoencoder")
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -35,19 +35,13 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        metric, equals, value = str(text).partition("=")
-        metric = metric.strip().lower().replace("_", "-").replace("msssim", "ms-ssim")
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if not equals or metric not in METRICS or number != number:
-            raise ValueError(f"{text!r} is not psnr=V or ms-ssim=V")
-        if metric == "psnr" and not 10 <= number <= 60:
-            raise ValueError(f"psnr={value} is outside 10..60 dB")
-        if metric == "ms-ssim" and not 0 < number < 1:
-            raise ValueError(f"ms-ssim={value} is not between 0 and 1")
-        return cls(metric, number)
+        """Raises ValueError in words. A night takes no psnr outside 10..60 dB, where nothing useful would come out."""
+        from codec import parse_target
+
+        metric, value = parse_target(str(text))
+        if metric == "psnr" and not 10 <= value <= 60:
+            raise ValueError(f"psnr={value:g} is outside 10..60 dB")
+        return cls(metric, value)
 
     def __str__(self) -> str:
         return f"{self.metric}={self.value:g}" if self.metric == "psnr" else f"{self.metric}={self.value!r}"
@@ -235,6 +229,18 @@ class RunSettings:
                 pass  # the path stands in the hash; whoever loads the network says that it is not there
         canonical = json.dumps([chosen, list(more)], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def night(self, run_id: str, model: str, embedding: str | None) -> Night:
+        """What workers need to know of the settings. model: id of the codec's model; embedding: as Night has it."""
+        from tasks.stores.open import open_store
+
+        target = self.target
+        return Night(
+            run_id=run_id, source=open_store(self.source).url, dest=open_store(self.dest).url,
+            quality=self.quality, metric=target.metric if target else None, target=target.value if target else None,
+            dedup=self.dedup, denoise=self.denoise == "auto", superres=self.superres == "auto",
+            min_gain=self.min_gain, max_pixels=self.max_pixels, device=self.device, model=model, embedding=embedding,
+        )  # fmt: skip
 
     def selects(self, key: str) -> bool:
         """Whether --include and --exclude let `key` (relative to SOURCE) in.

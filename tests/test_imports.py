@@ -103,10 +103,11 @@ def test_circles_are_found():
 
 
 PLANNING = [
-    "flows.cli", "flows.settings", "flows.commands.run", "flows.cluster", "flows.nightly", "tasks.stores.open",
-    "tasks.stores.inventory", "tasks.stores.lease", "tasks.night.budget", "tasks.night.catalog", "tasks.night.dry_run",
-    "tasks.night.listing", "tasks.night.model_files", "tasks.night.plan", "tasks.night.publish", "tasks.night.runs",
-    "tasks.night.shards", "tasks.report.gallery", "tasks.report.page", "tasks.report.savings", "tasks.report.summary",
+    "flows.cli", "flows.settings", "flows.commands.run", "flows.cluster", "flows.nightly", "flows.stages",
+    "tasks.stores.open", "tasks.stores.inventory", "tasks.stores.lease", "tasks.night.budget",
+    "tasks.night.catalog", "tasks.night.dry_run", "tasks.night.listing", "tasks.night.model_files",
+    "tasks.night.plan", "tasks.night.keepers", "tasks.night.publish", "tasks.night.runs", "tasks.night.shards",
+    "tasks.report.gallery", "tasks.report.page", "tasks.report.savings", "tasks.report.summary",
     "tasks.duplicates", "tasks.restoration", "codec",
 ]  # fmt: skip
 

@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ |= UNTOLD
 
     with PrefectServer() as server:  # its start overlaps with our imports
-        from flows.nightly import FailedRows, night_on
+        from flows.finish import FailedRows
+        from flows.nightly import night_on
         from tasks.night.model_files import NoModel
 
         code = 0
@@ -64,7 +65,6 @@ def tell(settings: RunSettings, manifest: dict, as_json: bool) -> None:
 def estimate(settings: RunSettings, as_json: bool) -> int:
     """--dry-run: reads a sample of what is new or changed; writes nothing."""
     from flows.console import Progress
-    from flows.nightly import infos_of, night_of
     from tasks.machine import cores
     from tasks.night import dry_run, listing
     from tasks.night.catalog import read_catalog
@@ -75,10 +75,10 @@ def estimate(settings: RunSettings, as_json: bool) -> int:
 
     source, dest = open_store(settings.source), open_store(settings.dest)
     try:
-        listed = listing.list_source(infos_of(settings, source), settings.selects)
+        listed = listing.list_source(listing.objects_of(source, settings.inventory), settings.selects)
         catalog = read_catalog(dest, latest_manifest(dest))
         new = listing.compare(listed, catalog, settings.max_objects)
-        night = night_of(settings, "dry-run", codec_model().identity, None)  # an estimate goes by hashes
+        night = settings.night("dry-run", codec_model().identity, None)  # an estimate goes by hashes
         shown: list[Progress] = []
 
         def watch(done: int, of: int) -> None:

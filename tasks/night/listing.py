@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.night.runs import Night
-from tasks.stores.base import ObjectInfo
+from tasks.stores.base import ObjectInfo, Store
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -30,6 +30,15 @@ CHUNK = 50_000  # entries turned into columns at once: strings in Arrow take a t
 SHARD_OBJECTS = (8, 64)  # fewest and most objects in a shard when the bucket's size decides
 SHARDS_WANTED = 64  # a bucket is cut into about this many, so that the last ones to finish don't keep the rest waiting
 SHARD_BYTES = 64 << 20  # source bytes after which a shard is closed: a shard is what a crash costs
+
+
+def objects_of(source: Store, inventory: str | None) -> Iterable[ObjectInfo]:
+    """What SOURCE, or the inventory (the URL of its manifest.json) that stands for it, lists."""
+    if not inventory:
+        return source.list()
+    from tasks.stores.inventory import read_inventory
+
+    return read_inventory(inventory, source)
 
 
 def list_source(

@@ -90,7 +90,7 @@ def test_limits_in_flight(step, night):
 
 def test_the_prefect_server_dies_with_us(tmp_path):
     code = "import sys, time; from flows.prefect_server import PrefectServer; s = PrefectServer(); s.start(); "
-    code += "print(s.process.pid, flush=True); time.sleep(60)"
+    code += "print(s.own.process.pid, flush=True); time.sleep(60)"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("PREFECT_API_URL", None)
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
@@ -112,7 +112,7 @@ def test_a_second_server_takes_another_home(tmp_path, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with PrefectServer() as one, PrefectServer() as other:
         assert one.own.home != other.own.home and one.own.port != other.own.port
-    assert one.process.poll() is not None and other.process.poll() is not None
+    assert one.own.process.poll() is not None and other.own.process.poll() is not None
 
 
 @pytest.mark.slow
