@@ -1,6 +1,6 @@
-"""PNG files taken apart and put together again: all chunks as they are, and the samples instead of their deflate stream.
+"""PNG files taken apart and put together again: all chunks as they are, samples instead of their deflate stream.
 
-    file -> Png: bytes before the samples (signature, chunks), samples, bytes behind them (chunks, whatever follows IEND)
+    file -> Png: chunks before the samples, samples, bytes behind them (chunks, whatever follows IEND)
     Png  -> file with the same chunks, the same samples at the same depth, not interlaced, deflated anew
 
 PNG specification, third edition: chunks (5), interlacing (8), filters (9). Nothing is converted: palette indices stay
@@ -19,6 +19,7 @@ from tasks.forms.samples import join_bits, spread_bits
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+COLOUR_TYPES = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}  # by Pillow's mode
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 _DROPPED = b"iDOT"  # Apple's hint where the deflate stream can be cut
@@ -113,14 +114,13 @@ def read_png(data: bytes, max_pixels: int) -> Png:
     places = [i for i, (kind, _, _) in enumerate(found) if kind == b"IDAT"]
     if not places or places[-1] - places[0] + 1 != len(places):
         raise Declined("its samples do not lie in one piece")
-    first, last = found[places[0]], found[places[-1]]
+    last = found[places[-1]]
     before = b"".join(data[start:end] for kind, start, end in found[1 : places[0]] if kind != _DROPPED)
     stream = []
     for _, start, end in found[places[0] : places[-1] + 1]:
         if zlib.crc32(data[start + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise Declined("a checksum over its samples is wrong: it is damaged")
         stream.append(data[start + 8 : end - 4])
-    del first
     return Png(header, before, _samples(header, b"".join(stream)), data[last[2] :])
 
 
@@ -155,9 +155,7 @@ def palette_of(png: Png) -> np.ndarray | None:
 def _samples(header: Header, stream: bytes) -> np.ndarray:
     """Inflated, unfiltered, put into their places: [H,W,C]."""
     passes = _ADAM7 if header.interlaced else ((0, 0, 1, 1),)
-    sizes = [
-        (-(-max(header.height - y, 0) // dy), -(-max(header.width - x, 0) // dx)) for y, x, dy, dx in passes
-    ]
+    sizes = [(-(-max(header.height - y, 0) // dy), -(-max(header.width - x, 0) // dx)) for y, x, dy, dx in passes]
     length = sum(height * (1 + header.row_bytes(width)) for height, width in sizes if height and width)
     decoder = zlib.decompressobj()
     try:

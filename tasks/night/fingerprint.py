@@ -7,13 +7,13 @@ codec/pixels.py's.
 """
 
 import hashlib
-import io
 import json
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
+from codec.pictures.profiles import is_srgb
 from codec.pixels import BrokenPicture, NotAPicture, Picture, PictureError, UncarriedPicture, open_picture, pixel_sha256
 from tasks.duplicates.perceptual_hash import hashes_of
 from tasks.duplicates.rules import true_pixels
@@ -109,24 +109,6 @@ def embedder_of(dest: str, embedding: str):
     from tasks.duplicates.embeddings import KINDS, open_embedder
 
     return open_embedder(embedding if embedding in KINDS else str(local_copy(store_of(dest), embedding)))
-
-
-@lru_cache(256)
-def is_srgb(icc: bytes) -> bool:
-    """Whether an RGB profile shows colours as a picture without a profile is shown: sRGB, within 2 of 255.
-
-    Tried on a grid of 125 colours; profiles of one colour space differ in their bytes from maker to maker.
-    """
-    levels = np.array([0, 64, 128, 192, 255], np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, 125, 3)
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        if profile.profile.xcolor_space.strip() != "RGB":
-            return False
-        shown = ImageCms.profileToProfile(Image.fromarray(grid), profile, ImageCms.createProfile("sRGB"))
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return False
-    return int(np.abs(np.asarray(shown).astype(int) - grid).max()) <= 2
 
 
 def shape(error: PictureError) -> dict:
