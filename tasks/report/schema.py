@@ -42,6 +42,8 @@ SCHEMA = pa.schema(
         ("psnr", pa.float64()),  # decoded bitstream against the encoded image, dB
         ("ms_ssim", pa.float64()),  # null under 160 pixels
         ("psnr_source", pa.float64()),  # what restore gives against the source pixels, dB
+        ("ssimulacra2", pa.float64()),  # the same by SSIMULACRA2, at most 100; null under 8 pixels a side
+        ("worst_tile", pa.float64()),  # 0..1: the worst part's share of its own structure that restore gives back
         ("codec", pa.string()),  # bitstream format version
         ("model", pa.string()),  # model hash
         ("seconds", pa.float64()),

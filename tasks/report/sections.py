@@ -69,7 +69,7 @@ def saved(table: pa.Table, manifest: dict, totals: savings.Totals) -> dict:
     proofs = summary.proofs(table, manifest)
     return {
         "totals": totals,
-        "quality": summary.quality(table),
+        "medians": summary.median_words(summary.quality(table)),
         "aim": summary.target_words(manifest.get("config") or {}),
         "before": before,
         "after": [part(*one) for one in after if one[1]],
@@ -174,9 +174,10 @@ def group_table(groups: list[savings.Group], head: str, what: str) -> dict:
 
 
 def quality(table: pa.Table, manifest: dict, worst_keys: set[str]) -> dict | None:
-    """Size against quality as points, MS-SSIM and PSNR as histograms; None where nothing was measured."""
+    """Size against quality as points, the measures as histograms; None where nothing was measured."""
     pressed = with_status(table, "compressed")
-    bpp, psnr, ms_ssim = (pc.fill_null(pressed[name], math.nan).to_numpy() for name in ("bpp", "psnr", "ms_ssim"))
+    names = ("bpp", "psnr", "ms_ssim", "ssimulacra2")
+    bpp, psnr, ms_ssim, seen = (pc.fill_null(pressed[name], math.nan).to_numpy() for name in names)
     usable = np.flatnonzero(np.isfinite(bpp) & np.isfinite(psnr) & (bpp > 0))
     if not len(usable):
         return None
@@ -193,7 +194,7 @@ def quality(table: pa.Table, manifest: dict, worst_keys: set[str]) -> dict | Non
         if len(chosen) < len(usable)
         else plural(len(usable), "picture"),
         "marked": low.any() and not low.all(),
-        "histograms": histograms({"ms-ssim": ms_ssim, "psnr": psnr}, manifest),
+        "histograms": histograms({"ssimulacra2": seen, "ms-ssim": ms_ssim, "psnr": psnr}, manifest),
     }
 
 
@@ -209,9 +210,12 @@ def drawn_points(usable: np.ndarray, is_worst: np.ndarray) -> np.ndarray:
 def point_titles(pressed: pa.Table, chosen: np.ndarray) -> list[str]:
     """What a point's tooltip says: key, measures, sizes."""
     names = ("key", "width", "height", "source_bytes", "output_length", "stored_bytes", "quality", "denoised", "bpp")
-    rows = pressed.select([*names, "psnr", "ms_ssim"]).take(pa.array(chosen)).to_pylist()
+    measures = ("psnr", "ms_ssim", "ssimulacra2", "worst_tile")
+    rows = pressed.select([*names, *measures]).take(pa.array(chosen)).to_pylist()
     return [
         f"{readable(row['key'], 70)}\n{row['bpp']:.3f} bpp, {row['psnr']:.2f} dB"
+        + (f", SSIMULACRA2 {row['ssimulacra2']:.1f}" if row["ssimulacra2"] is not None else "")
+        + (f", worst tile {row['worst_tile']:.2f}" if row["worst_tile"] is not None else "")
         + (f", MS-SSIM {row['ms_ssim']:.4f}" if row["ms_ssim"] is not None else "")
         + f"\n{dimensions(row)}, {size(row['source_bytes'])} → {size(row['output_length'] or row['stored_bytes'] or 0)}"
         + (f", quality {row['quality']:.1f}" if row["quality"] is not None else "")
@@ -228,7 +232,7 @@ def histograms(measures: dict[str, np.ndarray], manifest: dict) -> list[dict]:
     except ValueError:
         aim = None
     made = []
-    for name, label in (("ms-ssim", "MS-SSIM"), ("psnr", "PSNR in dB")):
+    for name, label in (("ssimulacra2", "SSIMULACRA2"), ("ms-ssim", "MS-SSIM"), ("psnr", "PSNR in dB")):
         finite = measures[name][np.isfinite(measures[name])]
         if len(finite):
             words = f"{label.split()[0]} of {plural(len(finite), 'picture')}"
@@ -243,10 +247,13 @@ def histograms(measures: dict[str, np.ndarray], manifest: dict) -> list[dict]:
 
 
 def worst_rows(table: pa.Table, n: int = WORST) -> list[dict]:
-    """The n compressed rows with the lowest PSNR of the decoded bitstream, worst first, then by key."""
+    """The n compressed rows whose worst tile kept least of its own structure, worst first, then by PSNR and key."""
     pressed = with_status(table, "compressed")
     pressed = pressed.filter(pc.is_finite(pc.fill_null(pressed["psnr"], math.inf)))
-    order = pc.select_k_unstable(pressed, k=n, sort_keys=[("psnr", "ascending"), ("key", "ascending")])
+    worst_tile = pc.fill_null(pressed["worst_tile"], 1.0)
+    ranked = pressed.set_column(pressed.schema.get_field_index("worst_tile"), "worst_tile", worst_tile)
+    by = [("worst_tile", "ascending"), ("psnr", "ascending"), ("key", "ascending")]
+    order = pc.select_k_unstable(ranked, k=n, sort_keys=by)
     return pressed.take(order).to_pylist()
 
 
@@ -260,6 +267,8 @@ def picture_card(row: dict, album: Album, to_come: int) -> dict:
     """pair: thumbnails.Comparison, None with a sentence in `missing`; map: percent of the overview, or None."""
     stored = row["output_length"] or row["stored_bytes"] or 0
     figures = (
+        f"worst tile {number(row['worst_tile'], 2)}" if row["worst_tile"] is not None else "",
+        f"SSIMULACRA2 {number(row['ssimulacra2'], 1)}" if row["ssimulacra2"] is not None else "",
         number(row["psnr"], 2, " dB"),
         f"MS-SSIM {number(row['ms_ssim'], 4)}",
         number(row["bpp"], 3, " bpp"),

@@ -30,7 +30,8 @@ def took(manifest: dict) -> str:
 
 @dataclass(frozen=True)
 class Quality:
-    """PSNR (dB) and MS-SSIM (0..1) of the compressed rows; None where no row has one. `exact`: infinite PSNR."""
+    """PSNR (dB), MS-SSIM (0..1), SSIMULACRA2 (at most 100) and worst tile (0..1) of the compressed rows; None where no
+    row has one. `exact`: infinite PSNR."""
 
     measured: int
     exact: int
@@ -40,6 +41,11 @@ class Quality:
     ms_ssim_median: float | None
     ms_ssim_low: float | None
     ms_ssim_worst: float | None
+    ssimulacra2_median: float | None
+    ssimulacra2_low: float | None
+    ssimulacra2_worst: float | None
+    worst_tile: float | None  # lowest
+    worst_tile_key: str | None
     restored_worst: float | None  # lowest psnr_source of near duplicates
     restored_worst_key: str | None
 
@@ -55,6 +61,8 @@ def quality(table: pa.Table) -> Quality:
     psnr, ms_ssim = _numbers(pressed, "psnr"), _numbers(pressed, "ms_ssim")
     measured, exact = int((~np.isnan(psnr)).sum()), int(np.isinf(psnr).sum())
     psnr, ms_ssim = psnr[np.isfinite(psnr)], ms_ssim[np.isfinite(ms_ssim)]
+    seen, tiles = _numbers(pressed, "ssimulacra2"), _numbers(pressed, "worst_tile")
+    weakest = int(np.nanargmin(tiles)) if np.isfinite(tiles).any() else None
 
     def three(values: np.ndarray) -> tuple:
         return tuple(float(v) for v in np.percentile(values, [50, 5, 0])) if len(values) else (None,) * 3
@@ -67,9 +75,37 @@ def quality(table: pa.Table) -> Quality:
         exact,
         *three(psnr),
         *three(ms_ssim),
+        *three(seen[np.isfinite(seen)]),
+        None if weakest is None else float(tiles[weakest]),
+        None if weakest is None else pressed["key"][weakest].as_py(),
         None if worst is None else float(restored[worst]),
         None if worst is None else near["key"][worst].as_py(),
     )
+
+
+def median_words(figures: Quality) -> list[str]:
+    """'SSIMULACRA2 80.3 (worst 80.0)' and the like: what the headline says, by people's measure if it is there."""
+    words = []
+    if figures.ssimulacra2_median is not None:
+        words.append(f"SSIMULACRA2 {figures.ssimulacra2_median:.1f} (worst {figures.ssimulacra2_worst:.1f})")
+    elif figures.ms_ssim_median is not None:
+        words.append(f"MS-SSIM {figures.ms_ssim_median:.4f} (worst {figures.ms_ssim_worst:.4f})")
+    if figures.psnr_median is not None:
+        words.append(f"PSNR {figures.psnr_median:.1f} dB (worst {figures.psnr_worst:.1f} dB)")
+    return words
+
+
+def lowest_words(figures: Quality) -> str:
+    """': lowest SSIMULACRA2 80.0, lowest worst tile 0.61', of what was measured."""
+    measured = [
+        f"lowest {name} {value:.{digits}f}"
+        for name, value, digits in (
+            ("SSIMULACRA2", figures.ssimulacra2_worst, 1),
+            ("worst tile", figures.worst_tile, 2),
+        )
+        if value is not None
+    ]
+    return ": " + ", ".join(measured) if measured else ""
 
 
 def proofs(table: pa.Table, manifest: dict | None = None) -> list[tuple[bool, str]]:
@@ -95,7 +131,7 @@ def proofs(table: pa.Table, manifest: dict | None = None) -> list[tuple[bool, st
         (
             measured == placed == len(pressed),
             f"{measured:,} of {len(pressed):,} bitstreams were decoded again from their bytes and measured before "
-            "they were stored.",
+            f"they were stored{lowest_words(quality(table))}.",
         ),
     ]
     if len(copies):
@@ -172,6 +208,17 @@ def target_words(config: dict) -> str:
 def quality_words(figures: Quality) -> list[str]:
     """One sentence a measure; empty where nothing was measured."""
     lines = []
+    if figures.ssimulacra2_median is not None:
+        lines.append(
+            f"SSIMULACRA2: half the pictures at {figures.ssimulacra2_median:.1f} or better, 95 % at "
+            f"{figures.ssimulacra2_low:.1f} or better, the worst {figures.ssimulacra2_worst:.1f} (80 very high, 90 "
+            "visually lossless)"
+        )
+    if figures.worst_tile is not None:
+        lines.append(
+            f"Worst part of any picture: {figures.worst_tile:.2f} of its own structure came back "
+            f"({readable(figures.worst_tile_key, 60)})"
+        )
     if figures.ms_ssim_median is not None:
         lines.append(
             f"MS-SSIM: half the pictures at {figures.ms_ssim_median:.4f} or better, 95 % at "
