@@ -16,7 +16,6 @@ EXTRAS = {
     "bokeh": "serve",
     "cronsim": "serve",
     "faiss": "embedding",
-    "imagecodecs": "evaluate",
     "matplotlib": "evaluate",
     "moto": "demo",
     "onnxruntime": "embedding",

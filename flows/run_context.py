@@ -144,15 +144,17 @@ def do_shards(run: NightRun, step: Step, jobs: list[Job]) -> dict[str, pa.Table]
                 run.count_failures(table)
         left = [job for job in jobs if job.shard not in tables]
         record |= {"resumed": len(ready), "busy_seconds": 0.0}
-        shown = Progress(step.stage, len(jobs))
-        if ready:
-            shown.advance(len(ready), "done before")
         chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
-        for number, chunk in enumerate(chunks, 1):
-            if not run.may_start():
-                break
-            label = f"{step.stage} {number} of {len(chunks)}: shards {chunk[0].shard} to {chunk[-1].shard}"
-            as_prefect_task(step.stage, label, lambda chunk=chunk: do_chunk(run, step, chunk, tables, shown, record))
+        with Progress(step.stage, len(jobs)) as shown:
+            if ready:
+                shown.advance(len(ready), "done before")
+            for number, chunk in enumerate(chunks, 1):
+                if not run.may_start():
+                    break
+                label = f"{step.stage} {number} of {len(chunks)}: shards {chunk[0].shard} to {chunk[-1].shard}"
+                as_prefect_task(
+                    step.stage, label, lambda chunk=chunk: do_chunk(run, step, chunk, tables, shown, record)
+                )
         record["done"] = len(tables)
     return tables
 
@@ -170,7 +172,7 @@ def do_chunk(run: NightRun, step: Step, chunk: list[Job], tables: dict, shown: P
         if "status" in table.column_names:
             run.count_failures(table)
         finished += 1
-        shown.advance()
+        shown.advance(bytes=sum(item.get("size") or 0 for item in job.items))
         if time.monotonic() - told > PROGRESS_EVERY:
             told = time.monotonic()
             update_progress_artifact(bar, 100.0 * finished / len(chunk))

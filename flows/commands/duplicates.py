@@ -77,11 +77,13 @@ def _surveyed(args: argparse.Namespace, embedder=None):
         raise WrongUsage(f"SOURCE {error}") from error
     except StoreError as error:
         raise WorkFailed(f"can't list {args.source}: {error}") from error
-    progress, rows = Progress("fingerprint", len(objects)), []
+    rows = []
+    found = scan_store(store, objects, threads=args.threads, max_pixels=args.max_pixels, embedder=embedder)
     try:
-        for row in scan_store(store, objects, threads=args.threads, max_pixels=args.max_pixels, embedder=embedder):
-            rows.append(row)
-            progress.advance()
+        with Progress("fingerprint", len(objects)) as progress:
+            for row in found:
+                rows.append(row)
+                progress.advance(bytes=row.get("source_bytes") or 0)
     except EmbeddingError as error:
         raise WorkFailed(str(error)) from error
     return store, rows

@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     bars: dict[str, Progress] = {}
 
     def progress(codec: str, done: int, total: int) -> None:
-        bars.setdefault(codec, Progress(codec, total)).advance()
+        if codec not in bars:
+            bars[codec] = Progress(codec, total)
+        bars[codec].advance()
 
     try:
         content = evaluate(

@@ -58,12 +58,15 @@ def give_back(args: argparse.Namespace) -> int:
             workers=args.workers,
             device=args.device,
             begin=lambda total: bars.append(Progress("restore", total)),
-            advance=lambda key: bars[0].advance(),
+            advance=lambda key, size: bars[0].advance(bytes=size),
         )
     except PlacesOverlap as error:
         raise WrongUsage(str(error)) from error
     except (CannotRestore, StoreError) as error:
         raise WorkFailed(str(error)) from error
+    finally:
+        for bar in bars:
+            bar.close()
     for key, why in outcome.failures[:50]:
         say(f"not restored: {key}: {why}")
     if len(outcome.failures) > 50:

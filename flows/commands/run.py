@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 
-from flows.console import WorkFailed, say
+from flows.console import WorkFailed, counted, say
 from flows.settings import RunSettings, add_arguments
 
 
@@ -64,7 +64,6 @@ def tell(settings: RunSettings, manifest: dict, as_json: bool) -> None:
 
 def estimate(settings: RunSettings, as_json: bool) -> int:
     """--dry-run: reads a sample of what is new or changed; writes nothing."""
-    from flows.console import Progress
     from tasks.machine import cores
     from tasks.night import dry_run, listing
     from tasks.night.catalog import read_catalog
@@ -79,22 +78,16 @@ def estimate(settings: RunSettings, as_json: bool) -> int:
         catalog = read_catalog(dest, latest_manifest(dest))
         new = listing.compare(listed, catalog, settings.max_objects)
         night = settings.night("dry-run", codec_model().identity, None)  # an estimate goes by hashes
-        shown: list[Progress] = []
-
-        def watch(done: int, of: int) -> None:
-            if not shown:
-                shown.append(Progress("sample", of))
-            shown[0].advance(done - shown[0].done)
-
         budget = settings.budget
-        result = dry_run.foretell(
-            night,
-            listing.new_objects(new),
-            budget_bytes=budget.bytes if budget else None,
-            budget_percent=budget.percent if budget else None,
-            workers=settings.workers or cores(),
-            watch=watch,
-        )
+        with counted("sample") as watch:
+            result = dry_run.foretell(
+                night,
+                listing.new_objects(new),
+                budget_bytes=budget.bytes if budget else None,
+                budget_percent=budget.percent if budget else None,
+                workers=settings.workers or cores(),
+                watch=watch,
+            )
     except (StoreError, NoModel, ValueError) as error:
         raise WorkFailed(str(error)) from None
     print(json.dumps(result.as_dict(), indent=1) if as_json else dry_run.text(result).rstrip("\n"))

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from tasks.stores.models import fetch_model
+
 CROP = (400, 300)  # width, height of a comparison, shown pixel for pixel
 MAP = 88  # longest side of the little overview
 THUMB = (300, 224)  # shown at half size, sharp on dense screens
@@ -113,15 +115,11 @@ class Album:
     def _decode(self, row: dict, data: bytes) -> Image.Image:
         """By the codec; a model that is not in the package is fetched from DEST/models."""
         from codec import UnknownModel, decode
-        from codec.model import model_id
 
         try:
             return decode(data, models=[self.models.name])
         except UnknownModel:
-            model = self.dest.read(f"models/{row['model']}.safetensors")
-            if model_id(model) != row["model"]:
-                raise ValueError(f"models/{row['model']}.safetensors under DEST is damaged") from None
-            (Path(self.models.name) / f"{row['model']}.safetensors").write_bytes(model)
+            fetch_model(self.dest, row["model"], Path(self.models.name))
             return decode(data, models=[self.models.name])
 
     def restored(self, row: dict) -> Image.Image:

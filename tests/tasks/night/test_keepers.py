@@ -14,7 +14,8 @@ def rows(*some: dict):
 def copy(kind: str, keeper: str = "a", **more) -> dict:
     return {
         "key": f"{kind} of {keeper}", "status": "duplicate", "keeper_key": keeper, "duplicate_kind": kind,
-        "sha256": kind, "reason": "larger", "hamming_distance": 2, "psnr_source": 40.0, "keeper_turn": 3, "keeper_box": [0.0, 0, 1, 1],
+        "sha256": kind, "reason": "larger", "hamming_distance": 2, "psnr_source": 40.0, "keeper_turn": 3,
+        "keeper_box": [0.0, 0, 1, 1],
     } | more  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 from flows import cli
 from flows.cli import main
 from tasks.night.catalog import CATALOG_SCHEMA, table_of, write_parts
-from tasks.recovery import restore as restore_module
+from tasks.recovery import originals
+from tasks.recovery import out as out_module
 from tasks.recovery.journal import JOURNAL
 from tasks.recovery.names import ODD, restored_names
 from tasks.recovery.restore import CannotRestore, PlacesOverlap, restore
@@ -324,15 +325,15 @@ def test_goes_on_where_it_was_cut_off(local_stores, tmp_path, model, monkeypatch
         pass
 
     written = []
-    note = restore_module.RestoreJob._note
+    note = out_module.Out._note
 
-    def dies(self, name, origin, etag):
+    def dies(self, row, etag):
         if len(written) == 5:
             raise Killed  # after the file, before the journal's line
-        written.append(name)
-        note(self, name, origin, etag)
+        written.append(row["key"])
+        note(self, row, etag)
 
-    monkeypatch.setattr(restore_module.RestoreJob, "_note", dies)
+    monkeypatch.setattr(out_module.Out, "_note", dies)
     with pytest.raises(Killed):
         restore(dest.url, out.url, workers=1)
     monkeypatch.undo()
@@ -396,7 +397,7 @@ def test_large_copies_stream(stores, out, model, monkeypatch):
     from tasks.stores import base, s3
 
     monkeypatch.setattr(s3, "WHOLE_UP_TO", 6 << 20)
-    monkeypatch.setattr(restore_module, "WHOLE_UP_TO", 6 << 20)
+    monkeypatch.setattr(originals, "WHOLE_UP_TO", 6 << 20)
     for module in (base, s3):
         monkeypatch.setattr(module, "PART", 5 << 20)
     source, dest = stores
