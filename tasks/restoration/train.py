@@ -6,8 +6,8 @@ figures on test sets come from evaluate.py.
 
 The learning rate is constant, then falls with a cosine over the last part of the time given; the state at the start
 of the fall is kept (`trunk.pt`), and `resume` goes on from there with more time. Enlargers learn the absolute error,
-and while the rate falls the squared one; denoisers the logarithm of the squared error. Until half
-of that fall, units that never fire are set to work again (dead_units.py).
+and while the rate falls the squared one; denoisers the logarithm of the squared error. Until half of
+that fall, units that never fire are set to work again (dead_units.py).
 """
 
 import argparse
@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -80,6 +81,8 @@ def train(
     out: Path,
     variant: str | None = None,
     minutes: float = 60.0,
+    *,
+    steps: int | None = None,
     resume: bool = False,
     device: str = "cpu",
     seed: int = 1,
@@ -89,8 +92,8 @@ def train(
     config: dict | None = None,
     loaders: int = 0,
 ) -> Path:
-    """Train `task` (denoise | superres) for `minutes`; returns the path of the weights,
-    out/<task>-<variant>.safetensors.
+    """Train `task` (denoise | superres) for `minutes`, or for so many `steps` (the same on every machine); returns the
+    path of the weights, out/<task>-<variant>.safetensors.
 
     Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the rate starts to
     fall. `start`: a weights file whose tensors are taken over where name and shape agree (merged kernels become the
@@ -101,143 +104,202 @@ def train(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     name, scale = variant_parts(task, variant)
-    of = {"task": task, "network": name, "scale": scale}
     recipe = recipe or RECIPES[task][name]
     torch.manual_seed(seed)
-    kind = NETWORKS[task][name]
-    checkpoint = out / "trunk.pt"
-    if (out / "state.pt").exists() and not checkpoint.exists():
-        checkpoint = out / "state.pt"
-    saved = None
-    if resume and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=device)
-        if saved.get("of", of) != of:
-            raise ValueError(
-                f"{checkpoint} is of {saved['of']}, not of {of}: resume with the same, or in another folder"
-            )
-        config = config or saved.get("config")
-    if config is None and start and type((file := load_network(start)).network.config) is kind.config_class:
-        config = dataclasses.asdict(file.network.config)
-        config.pop("merged", None)
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in (config or {}).items()}
-    sizes = dict(config, **({"scale": scale} if task == "superres" else {}))
-    network = kind(kind.config_class(**sizes))
+    checkpoint = checkpoint_in(out) if resume else None
+    saved = read_checkpoint(checkpoint, {"task": task, "network": name, "scale": scale}, device) if checkpoint else None
+    network = new_network(task, name, scale, config or (saved or {}).get("config"), start)
     if start:
         taken = take_over(network, start)
         say(f"{taken} of {len(network.state_dict())} tensors start from {start}")
-    network = network.to(device).to(memory_format=torch.channels_last).train()
-    # What starts as bicubic moves slowly, and so does a deconvolution (as FSRCNN's authors have it).
-    slow = [p for key, p in network.named_parameters() if key == "linear" or key.startswith("enlarge.")]
-    optimiser = Optimiser(network.parameters(), recipe.rate, slow, recipe.optimiser, betas=(0.9, 0.99))
-    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    step, past, falling = 0, 0.0, False
+    training = Training(task, name, scale, network, recipe, out, device, say)
     if saved:
-        network.load_state_dict(saved["network"])
-        optimiser.load_state_dict(saved["optimiser"])
-        average, step, past = saved["average"], saved["step"], saved["seconds"]
-        torch.manual_seed(seed + step)
-        say(f"going on from {checkpoint} at step {step}")
-    smallest = recipe.size * (scale if task == "superres" else 1)
-    pictures = load_pictures(data, smallest)
-    if task == "denoise":
-        batches = NoisyPatches(pictures, recipe.batch, recipe.size, seed + step, recipe.noise)
-    else:
-        batches = ReducedPatches(pictures, recipe.batch, recipe.size, seed + step, scale, recipe.sizes, recipe.pages)
-    loader = iter(
-        torch.utils.data.DataLoader(batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda")
-    )
+        training.go_on(saved)
+        torch.manual_seed(seed + training.step)
+        say(f"going on from {checkpoint} at step {training.step}")
+    pictures = load_pictures(data, recipe.size * scale)
+    batches = batches_of(task, pictures, recipe, seed + training.step, scale)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda")
     parameters = sum(p.numel() for p in network.parameters())
     say(f"{len(pictures)} pictures, {parameters / 1e3:.0f} k parameters, {device}, {recipe}")
+    training.run(iter(loader), minutes, steps)
+    return training.export(len(pictures))
 
-    def save(path: Path) -> None:
-        state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
-        spent = past + time.monotonic() - started
-        state |= {"config": dataclasses.asdict(network.config), "of": of}
-        torch.save({**state, "step": step, "seconds": spent}, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").rename(path)
 
-    path = out / f"{task}-{name}{f'-x{scale}' if task == 'superres' else ''}.safetensors"
-    where = torch.device(device).type
-    started = saved_at = time.monotonic()
-    budget, first, tally = minutes * 60.0, step, Tally()
-    watch, recycled = Watch(network), 0
-    usual_norm = torch.ones((), device=device)  # running mean of the gradient's norm, and where it is clipped
+def checkpoint_in(out: Path) -> Path | None:
+    """Where a training in this folder goes on: at the start of its rate's fall, else at its last state."""
+    return next((path for path in (out / "trunk.pt", out / "state.pt") if path.exists()), None)
 
-    def step_on(given: Tensor, wanted: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+
+def read_checkpoint(path: Path, of: dict, device: str) -> dict:
+    """A checkpoint of the same training. Raises ValueError for another one's."""
+    saved = torch.load(path, weights_only=True, map_location=device)
+    if saved["of"] != of:
+        raise ValueError(f"{path} is of {saved['of']}, not of {of}: resume with the same, or in another folder")
+    return saved
+
+
+def new_network(task: str, name: str, scale: int, config: dict | None, start: Path | None) -> torch.nn.Module:
+    """An untrained network with the sizes that are asked for, else those of the file it starts from."""
+    kind = NETWORKS[task][name]
+    if config is None and start and type((file := load_network(start)).network.config) is kind.config_class:
+        config = dataclasses.asdict(file.network.config)
+        config.pop("merged", None)
+    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in (config or {}).items()}
+    return kind(kind.config_class(**sizes, **({"scale": scale} if task == "superres" and "scale" not in sizes else {})))
+
+
+def batches_of(task: str, pictures: list, recipe: Recipe, seed: int, scale: int) -> torch.utils.data.IterableDataset:
+    """Endless batches of what the task learns from."""
+    if task == "denoise":
+        return NoisyPatches(pictures, recipe.batch, recipe.size, seed, recipe.noise)
+    return ReducedPatches(pictures, recipe.batch, recipe.size, seed, scale, recipe.sizes, recipe.pages)
+
+
+class Training:
+    """A network while it learns: its optimiser, its running average (which is what is exported), its checkpoints."""
+
+    def __init__(
+        self, task: str, name: str, scale: int, network: torch.nn.Module, recipe: Recipe, out: Path, device: str, say
+    ):
+        self.task, self.name, self.scale, self.recipe, self.out, self.say = task, name, scale, recipe, out, say
+        self.device, self.where = device, torch.device(device).type
+        self.network = network = network.to(device).to(memory_format=torch.channels_last).train()
+        # What starts as bicubic moves slowly, and so does a deconvolution (as FSRCNN's authors have it).
+        slow = [p for key, p in network.named_parameters() if key == "linear" or key.startswith("enlarge.")]
+        self.optimiser = Optimiser(network.parameters(), recipe.rate, slow, recipe.optimiser, betas=(0.9, 0.99))
+        self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        self.current = {key: value for key, value in network.state_dict().items() if value.is_floating_point()}
+        self.usual_norm = torch.ones((), device=device)  # running mean of the gradient's norm, where it is clipped
+        self.step, self.past, self.started = 0, 0.0, time.monotonic()
+        self.falling = False  # whether the rate has begun to fall
+        self.watch, self.recycled = Watch(network), 0
+
+    def go_on(self, saved: dict) -> None:
+        self.network.load_state_dict(saved["network"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.average, self.step, self.past = saved["average"], saved["step"], saved["seconds"]
+
+    def run(self, batches: Iterator, minutes: float, steps: int | None) -> None:
+        """Learn from batches for `minutes`, or so many `steps`, from here on."""
+        recorded = Recorded(self.learn, self.say)
+        first, tally = self.step, Tally()
+        self.started = saved_at = time.monotonic()
+        with (self.out / "log.jsonl").open("a") as log:
+            while (progress := self.progress(first, minutes, steps)) < 1:
+                factor = self.rate_factor(self.step - first, progress)
+                self.optimiser.set_rate(self.recipe.rate * max(factor, 1e-3))
+                parts = [part.to(self.device, non_blocking=True) for part in next(batches)]
+                self.recycle(self.step - first, progress)
+                told = parts[0] if self.task == "superres" else parts[2]
+                key = None if self.watch.watching else self.falling
+                loss, error, norm = recorded(key, parts[0], parts[1], told)
+                self.step += 1
+                self.follow()
+                tally.add(loss, error, parts[3] if self.task == "denoise" else None, norm)
+                if self.step % 50 == 0:
+                    self.tell(log, factor, tally)
+                    tally = Tally()
+                if time.monotonic() - saved_at > 300:
+                    saved_at = time.monotonic()
+                    self.save(self.out / "state.pt")
+        if not self.falling:  # so few steps that the last of them began before the fall
+            self.save(self.out / "trunk.pt")
+
+    def progress(self, first: int, minutes: float, steps: int | None) -> float:
+        """0..1 of this piece of the training."""
+        return (self.step - first) / steps if steps else (time.monotonic() - self.started) / (60 * minutes)
+
+    def rate_factor(self, done: int, progress: float) -> float:
+        """Of the recipe's rate: up over 200 steps, constant, then a cosine to 0; the state before that is kept."""
+        factor = min(1.0, (done + 1) / 200)
+        decay = self.recipe.decay
+        if progress > 1 - decay:
+            if not self.falling:
+                self.falling = True
+                self.save(self.out / "trunk.pt")
+            factor *= 0.5 * (1 + math.cos(math.pi * (progress - 1 + decay) / decay))
+        return factor
+
+    def recycle(self, done: int, progress: float) -> None:
+        """Units that never fire are looked for every WATCH_EVERY steps, until half of the fall, and set to work."""
+        turn = done % WATCH_EVERY
+        if turn == 0 and (progress < 1 - self.recipe.decay / 2 or done == 0):
+            self.watch.start()
+        elif turn == WATCH_FOR and self.watch.watching:
+            self.recycled += self.watch.recycle(self.average)
+
+    def learn(self, given: Tensor, wanted: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step on what is given to the network and wanted of it: (loss, squared error per sample, norm)."""
-        with torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where)):
-            result = network(given) if task == "superres" else network(given, told)
+        with torch.autocast(self.where, dtype=torch.bfloat16, enabled=native_bfloat16(self.where)):
+            result = self.network(given) if self.task == "superres" else self.network(given, told)
         error = (result.float() - wanted).square().mean((1, 2, 3))
-        if task == "denoise":  # the logarithm makes all noise levels count alike: it is the PSNR
+        if self.task == "denoise":  # the logarithm makes all noise levels count alike: it is the PSNR
             loss = (error + 1e-6).log().mean()
-        elif falling:  # what PSNR counts; from the start it learns more slowly than the absolute error
+        elif self.falling:  # what PSNR counts; from the start it learns more slowly than the absolute error
             loss = error.mean()
         else:
             loss = (result.float() - wanted).abs().mean()
-        optimiser.zero_grad()
+        self.optimiser.zero_grad()
         loss.backward()
-        norm = clipped(network.parameters(), usual_norm)
-        usual_norm.lerp_(torch.where(torch.isfinite(norm), torch.minimum(norm, 2 * usual_norm), usual_norm), 0.02)
-        optimiser.step()
+        usual = self.usual_norm
+        norm = clipped(self.network.parameters(), usual)
+        usual.lerp_(torch.where(torch.isfinite(norm), torch.minimum(norm, 2 * usual), usual), 0.02)
+        self.optimiser.step()
         return loss.detach(), error.detach(), norm
 
-    recorded = Recorded(step_on, say)
-    current = {key: value for key, value in network.state_dict().items() if value.is_floating_point()}
-    with (out / "log.jsonl").open("a") as log:
-        while (elapsed := time.monotonic() - started) < budget:
-            factor = min(1.0, (step - first + 1) / 200)
-            progress = elapsed / budget
-            if progress > 1 - recipe.decay:
-                if not falling:
-                    falling = True
-                    save(out / "trunk.pt")
-                factor *= 0.5 * (1 + math.cos(math.pi * (progress - 1 + recipe.decay) / recipe.decay))
-            optimiser.set_rate(recipe.rate * max(factor, 1e-3))
-            parts = [part.to(device, non_blocking=True) for part in next(loader)]
-            turn = (step - first) % WATCH_EVERY
-            if turn == 0 and (progress < 1 - recipe.decay / 2 or step == first):
-                watch.start()
-            elif turn == WATCH_FOR and watch.watching:
-                recycled += watch.recycle(average)
-            told = parts[0] if task == "superres" else parts[2]
-            loss, error, norm = recorded(None if watch.watching else falling, parts[0], parts[1], told)
-            step += 1
-            keep = min(0.999, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_([average[key] for key in current], list(current.values()), 1 - keep)
-            tally.add(loss, error, parts[3] if task == "denoise" else None, norm)
-            if step % 50 == 0:
-                line = {
-                    "step": step,
-                    "seconds": round(past + elapsed, 1),
-                    "rate": recipe.rate * factor,
-                    "recycled": recycled,
-                    **tally.means(),
-                }
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                if step % 500 == 0:
-                    say(json.dumps(line))
-                tally = Tally()
-            if time.monotonic() - saved_at > 300:
-                saved_at = time.monotonic()
-                save(out / "state.pt")
-    if not falling:  # so few steps that the last of them began before the fall
-        save(out / "trunk.pt")
-    network.load_state_dict(average)
-    final = network.cpu().eval()
-    if isinstance(final, NightUpscaler):
-        final = final.merge()
-    card = {
-        "scale": str(scale),
-        "steps": str(step),
-        "minutes": f"{(past + time.monotonic() - started) / 60:.0f}",
-        "pictures": str(len(pictures)),
-        "macs_per_input_pixel": f"{macs_per_pixel(final, task):.0f}",
-    }
-    identity = save_network(final, task, name, path, **card)
-    say(f"wrote {path}, model {identity}, {step} steps")
-    return path
+    @torch.no_grad()
+    def follow(self) -> None:
+        """The average comes after the network."""
+        keep = min(0.999, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_([self.average[key] for key in self.current], list(self.current.values()), 1 - keep)
+
+    @property
+    def seconds(self) -> float:
+        return self.past + time.monotonic() - self.started
+
+    def tell(self, log, factor: float, tally: "Tally") -> None:
+        line = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "rate": self.recipe.rate * factor,
+            "recycled": self.recycled,
+            **tally.means(),
+        }
+        log.write(json.dumps(line) + "\n")
+        log.flush()
+        if self.step % 500 == 0:
+            self.say(json.dumps(line))
+
+    def save(self, path: Path) -> None:
+        """A checkpoint, whole or not at all."""
+        state = {
+            "of": {"task": self.task, "network": self.name, "scale": self.scale},
+            "config": dataclasses.asdict(self.network.config),
+            "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "average": self.average,
+            "step": self.step, "seconds": self.seconds,
+        }  # fmt: skip
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+
+    def export(self, pictures: int) -> Path:
+        """The average as a weights file; its path."""
+        self.network.load_state_dict(self.average)
+        final = self.network.cpu().eval()
+        if isinstance(final, NightUpscaler):
+            final = final.merge()
+        scaled = f"-x{self.scale}" if self.task == "superres" else ""
+        path = self.out / f"{self.task}-{self.name}{scaled}.safetensors"
+        card = {
+            "scale": str(self.scale),
+            "steps": str(self.step),
+            "minutes": f"{self.seconds / 60:.0f}",
+            "pictures": str(pictures),
+            "macs_per_input_pixel": f"{macs_per_pixel(final, self.task):.0f}",
+        }
+        identity = save_network(final, self.task, self.name, path, **card)
+        self.say(f"wrote {path}, model {identity}, {self.step} steps")
+        return path
 
 
 class Tally:
@@ -296,6 +358,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--variant", help="night (default), dncnn; night-x2, fsrcnn-x3, srcnn-x2 ...")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--steps", type=int, help="how many, instead of --minutes")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--size", type=int)
     parser.add_argument("--rate", type=float)
@@ -318,7 +381,7 @@ def main() -> None:
     changes = {k: getattr(a, k) for k in names if getattr(a, k) is not None}
     recipe = dataclasses.replace(RECIPES[a.task][name], **changes)
     train(
-        a.task, a.data, a.out, a.variant, a.minutes, a.resume, a.device, a.seed,
+        a.task, a.data, a.out, a.variant, a.minutes, steps=a.steps, resume=a.resume, device=a.device, seed=a.seed,
         start=a.start, recipe=recipe, config=a.config, loaders=a.loaders,
     )  # fmt: skip
 
