@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from tasks.report.words import duration, size
 
@@ -44,7 +44,7 @@ class Progress:
         self.done, self.bytes = 0, 0
         self.started, self.shown = time.monotonic(), 0.0
         self.stream = stream or sys.stderr
-        self.bar = None
+        self.bar: Any = None  # rich.progress.Progress on a terminal
         if self.stream.isatty():
             self._draw()
 

@@ -74,7 +74,10 @@ class Budget:
 
     def limit(self, source_bytes: int) -> int:
         """Bytes allowed when the pictures to be compressed have `source_bytes` at SOURCE."""
-        return self.bytes if self.percent is None else int(source_bytes * self.percent / 100)
+        if self.percent is not None:
+            return int(source_bytes * self.percent / 100)
+        assert self.bytes is not None, "one of the two is set"
+        return self.bytes
 
     def __str__(self) -> str:
         return str(self.bytes) if self.percent is None else f"{self.percent:g}%"

@@ -80,7 +80,8 @@ def candidates(
         parts.append(part)
     merged = np.concatenate(parts)
     order = np.lexsort((merged[:, 1], merged[:, 0]))
-    return tuple(np.ascontiguousarray(merged[order, column]) for column in range(3))
+    i, j, apart = (np.ascontiguousarray(merged[order, column]) for column in range(3))
+    return i, j, apart
 
 
 @njit(cache=True)
@@ -145,6 +146,7 @@ def choose_keepers(
     order, asked = np.argsort(place), np.empty(n, np.int64)
     limit = tries if confirm is not None else n
     while n_asked := _advance(order, starts, neighbours, answers, state, keeper, limit, asked):
+        assert confirm is not None, "without it every answer is known"
         at = asked[:n_asked]
         alike = np.asarray(confirm(neighbours[at], rows[at]), dtype=bool)
         if alike.shape != at.shape:

@@ -346,7 +346,8 @@ def _in_threads(parts: list, threads: int) -> Iterator[np.ndarray]:
         for part in parts:
             yield from part()
         return
-    todo, done = queue.SimpleQueue(), queue.Queue(maxsize=2 * threads)
+    todo: queue.SimpleQueue = queue.SimpleQueue()
+    done: queue.Queue = queue.Queue(maxsize=2 * threads)
     for part in parts:
         todo.put(part)
     stopped = threading.Event()

@@ -48,7 +48,8 @@ def luma(image: Image.Image) -> np.ndarray:
 
 def thumbnails(plane: np.ndarray) -> Thumbnails:
     """8 x 8, 9 x 8 and 32 x 32 Lanczos reductions of one luma plane uint8[h,w], as raw bytes in row order."""
-    return tuple(reduce_plane(plane, width, height).tobytes() for width, height in ((8, 8), (9, 8), (32, 32)))
+    eight, nine, thirty_two = (reduce_plane(plane, *size).tobytes() for size in ((8, 8), (9, 8), (32, 32)))
+    return eight, nine, thirty_two
 
 
 def hash_bits(small: np.ndarray, wide: np.ndarray, middle: np.ndarray) -> np.ndarray:
@@ -119,16 +120,20 @@ def _orientation(image: Image.Image) -> int:
 
 def _read_one(data: bytes, fast: bool, side: int, max_pixels: int) -> tuple[dict, Thumbnails | None]:
     """Facts and reductions of one file; facts carry `error` (and there are no reductions) where it can't be read."""
-    facts = {"sha256": hashlib.sha256(data).hexdigest()}
+    facts: dict[str, object] = {"sha256": hashlib.sha256(data).hexdigest()}
     try:
         jpeg = data[:3] == b"\xff\xd8\xff"
-        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data)) if jpeg else Image.open(io.BytesIO(data))
+        opened = io.BytesIO(data)
+        image: Image.Image = JpegImagePlugin.JpegImageFile(opened) if jpeg else Image.open(opened)
         width, height, mode = *image.size, image.mode
         if width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels are more than the limit of {max_pixels}")
         exif = image.info.get("exif")
         orientation = _orientation(image) if exif or not jpeg else 1
-        plane, method = reduced_luma(data, image, side) if fast and jpeg else (luma(image), "full")
+        if fast and isinstance(image, JpegImagePlugin.JpegImageFile):
+            plane, method = reduced_luma(data, image, side)
+        else:
+            plane, method = luma(image), "full"
         if orientation in _UPRIGHT:
             plane = np.ascontiguousarray(_UPRIGHT[orientation](plane))
             width, height = (height, width) if orientation >= 5 else (width, height)

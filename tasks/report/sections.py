@@ -276,7 +276,7 @@ def picture_card(row: dict, album: Album, to_come: int) -> dict:
         dimensions(row),
         f"{row['format'] or ''} {row['mode'] or ''}".strip(),
     )
-    card = {"row": row, "figures": [figure for figure in figures if figure], "pair": None, "map": None}
+    card: dict[str, object] = {"row": row, "figures": list(filter(None, figures)), "pair": None, "map": None}
     try:
         pair = album.compare(row, to_come)
     except NotShown as reason:

@@ -64,8 +64,12 @@ def quality(table: pa.Table) -> Quality:
     seen, tiles = _numbers(pressed, "ssimulacra2"), _numbers(pressed, "worst_tile")
     weakest = int(np.nanargmin(tiles)) if np.isfinite(tiles).any() else None
 
-    def three(values: np.ndarray) -> tuple:
-        return tuple(float(v) for v in np.percentile(values, [50, 5, 0])) if len(values) else (None,) * 3
+    def three(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
+        """Median, 5th percentile, lowest."""
+        if not len(values):
+            return None, None, None
+        median, low, worst = np.percentile(values, [50, 5, 0]).tolist()
+        return median, low, worst
 
     near = table.filter(pc.fill_null(pc.equal(table["duplicate_kind"], "near"), False))
     restored = _numbers(near, "psnr_source")

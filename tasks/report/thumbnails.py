@@ -21,11 +21,11 @@ CROP = (400, 300)  # width, height of a comparison, shown pixel for pixel
 MAP = 88  # longest side of the little overview
 THUMB = (300, 224)  # shown at half size, sharp on dense screens
 # Comparisons: without loss where there is room, else with full colour resolution, so that what shows is the codec's.
-FAITHFUL = (
+FAITHFUL: tuple[dict, ...] = (
     {"format": "WEBP", "lossless": True, "quality": 20, "method": 0},
     *({"format": "JPEG", "quality": quality, "subsampling": "4:4:4"} for quality in (94, 89, 82, 70, 50)),
 )
-SMALL = tuple({"format": "WEBP", "quality": quality, "method": 4} for quality in (82, 65, 45))
+SMALL: tuple[dict, ...] = tuple({"format": "WEBP", "quality": quality, "method": 4} for quality in (82, 65, 45))
 READ_LIMIT = 64_000_000  # bytes of an object that the page is willing to read
 PIXEL_LIMIT = 60_000_000
 
