@@ -135,7 +135,7 @@ def the_embedding(settings: RunSettings, dest: Store) -> str | None:
     """Night.embedding: what --dedup-embedding asks for, tried before anything is read."""
     if settings.dedup_embedding is None:
         return None
-    from tasks.duplicates.embeddings import EmbeddingError
+    from tasks.duplicates.embeddings.embedder import EmbeddingError
 
     try:
         return embedding_of(dest, settings.dedup_embedding)

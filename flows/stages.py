@@ -133,7 +133,7 @@ def proposed_from(settings: RunSettings) -> float:
     """The cosine from which embeddings propose a copy."""
     if settings.dedup_embedding is None:
         return 1.0
-    from tasks.duplicates.embeddings import proposed_from
+    from tasks.duplicates.embeddings.embedder import proposed_from
 
     return proposed_from(settings.dedup_embedding)
 

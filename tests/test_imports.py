@@ -87,7 +87,7 @@ def test_rooms_form_no_circle(layer):
 
     def room(module: str) -> str | None:
         parts = module.split(".")
-        return parts[1] if parts[0] == layer and len(parts) == 3 else None
+        return parts[1] if parts[0] == layer and len(parts) > 2 else None
 
     edges: dict[str, set[str]] = {}
     for module, imported in GRAPH.items():

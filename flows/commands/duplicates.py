@@ -53,7 +53,7 @@ def register(subparsers) -> None:
 
 def embedder_of(option: str, kind: str | None):
     """The network that an option names, None where it is not given."""
-    from tasks.duplicates.embeddings import EmbeddingError, open_embedder
+    from tasks.duplicates.embeddings.embedder import EmbeddingError, open_embedder
 
     try:
         return open_embedder(kind) if kind else None
@@ -63,7 +63,7 @@ def embedder_of(option: str, kind: str | None):
 
 def _surveyed(args: argparse.Namespace, embedder=None):
     """The store and a row per object, with its vector where there is an embedder; progress on stderr."""
-    from tasks.duplicates.embeddings import EmbeddingError
+    from tasks.duplicates.embeddings.embedder import EmbeddingError
     from tasks.duplicates.scan import scan_store
     from tasks.stores.base import StoreError
     from tasks.stores.open import open_store
@@ -97,7 +97,7 @@ def run_dedup(args: argparse.Namespace) -> int:
             f"--kind {args.kind} and --dedup-embedding {args.dedup_embedding} exclude each other: "
             "embeddings propose altered copies; use --kind near or leave --dedup-embedding out"
         )
-    from tasks.duplicates.embeddings import proposed_from
+    from tasks.duplicates.embeddings.embedder import proposed_from
     from tasks.duplicates.scan import altered, freed, group, groups_table
 
     store, rows = _surveyed(args, embedder_of("--dedup-embedding", args.dedup_embedding))
@@ -184,8 +184,9 @@ def run_similar(args: argparse.Namespace) -> int:
     import base64
     import io
 
-    from codec.pixels import PictureError, open_picture
-    from tasks.duplicates.embeddings import EmbeddingError
+    from codec.pictures.errors import PictureError
+    from codec.pictures.files import open_picture
+    from tasks.duplicates.embeddings.embedder import EmbeddingError
     from tasks.duplicates.perceptual_hash import fingerprints
     from tasks.duplicates.rules import look_alike
     from tasks.duplicates.scan import nearest

@@ -52,7 +52,7 @@ def train(args: argparse.Namespace) -> int:
             say(f"contexts for {path}")
             contexts_fit.add(path, args.data, path, CONTEXT_PICTURES, CONTEXT_LEVELS)
         elif args.network == "embedding":
-            from tasks.duplicates.embedding_train import train as train_embedding
+            from tasks.duplicates.embeddings.train import train as train_embedding
 
             path = train_embedding(args.data, args.out, variant=args.variant or "copy", **common)
         else:

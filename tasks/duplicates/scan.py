@@ -16,8 +16,10 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from codec.pixels import PictureError, open_picture
-from tasks.duplicates.embeddings import Embedder, embedding_candidates
+from codec.pictures.errors import PictureError
+from codec.pictures.files import open_picture
+from tasks.duplicates.embeddings.embedder import Embedder
+from tasks.duplicates.embeddings.neighbours import embedding_candidates
 from tasks.duplicates.groups import candidates, choose_keepers
 from tasks.duplicates.local_features import Confirmation, Features, compare, features
 from tasks.duplicates.perceptual_hash import HASHES, MAX_PIXELS, fingerprints, hex_to_codes

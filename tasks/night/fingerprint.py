@@ -2,7 +2,7 @@
 
 A row leaves with status null where it is a picture to be compressed (or to become a duplicate), with `kept`, `skipped`
 or `failed` and a reason otherwise. `denoised` says here what is planned for it. Hashes are
-duplicates/perceptual_hash.py's, the noise estimate restoration/apply.py's, what counts as a sound picture
+duplicates/perceptual_hash.py's, what is noise restoration/decision.py's, what counts as a sound picture
 codec/pixels.py's.
 """
 
@@ -22,7 +22,7 @@ from tasks.night.listing import listed_row
 from tasks.night.model_files import local_copy
 from tasks.night.runs import Night, store_of
 from tasks.night.shards import Stopwatch
-from tasks.restoration.apply import decide
+from tasks.restoration.decision import decide
 from tasks.stores.base import ObjectHead, StoreError
 
 MAX_BYTES = 1 << 30  # of a file that is read whole
@@ -106,7 +106,7 @@ def vector(night: Night, image: Image.Image) -> dict:
 @lru_cache(2)
 def embedder_of(dest: str, embedding: str):
     """The network that Night.embedding names, loaded once per process. Raises EmbeddingError, StoreError."""
-    from tasks.duplicates.embeddings import KINDS, open_embedder
+    from tasks.duplicates.embeddings.embedder import KINDS, open_embedder
 
     return open_embedder(embedding if embedding in KINDS else str(local_copy(store_of(dest), embedding)))
 

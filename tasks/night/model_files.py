@@ -57,7 +57,7 @@ def embedding_of(dest: Store, named: str | None) -> str | None:
 
     Raises EmbeddingError where the network can't be used, ModuleNotFoundError without the extra `embedding`.
     """
-    from tasks.duplicates.embeddings import KINDS, open_embedder
+    from tasks.duplicates.embeddings.embedder import KINDS, open_embedder
 
     if named is None:
         return None
@@ -74,7 +74,7 @@ def embedding_of(dest: Store, named: str | None) -> str | None:
 
 def embedding_identity(embedding: str | None) -> list[str]:
     """What a run's fingerprint has to hold of Night.embedding: a network of ours may change with the package."""
-    from tasks.duplicates.embeddings import KINDS, WEIGHTS
+    from tasks.duplicates.embeddings.embedder import KINDS, WEIGHTS
 
     return [identity_of(WEIGHTS / f"embedding-{embedding}.safetensors")] if embedding in KINDS else []
 

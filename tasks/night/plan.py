@@ -219,7 +219,7 @@ def embedded_pairs(vectors: tuple, earlier: Earlier, n: int, least: float) -> tu
     places, new, network = vectors
     if network is None:
         return (np.empty(0, np.int64),) * 3
-    from tasks.duplicates.embeddings import embedding_candidates
+    from tasks.duplicates.embeddings.neighbours import embedding_candidates
 
     known_places, known = earlier.embedded(network)
     a, b, similarity = embedding_candidates(new, known, least=least)

@@ -112,7 +112,7 @@ def modules_named(text: str) -> set[str]:
             room, folder = heading[1], ""
         elif line.startswith("## "):
             room = None
-        elif room and (inner := re.match(r"\| \*\*(\w+)/\*\*", line)):
+        elif room and (inner := re.match(r"\| \*\*([\w/]+)/\*\*", line)):
             folder = inner[1] + "/"
         elif room and line.startswith("| `"):
             cell = line.split("|")[1]

@@ -1,45 +1,27 @@
-"""Training of the embedding networks: pictures in folders -> a checkpoint, a log, one file of weights.
+"""What the embedding networks learn from: pictures, the attacks that make copies of them, batches without end.
 
-Needs torch, numpy and Pillow alone: `python -m tasks.duplicates.embedding_train --help`. Here: what a copy is (the
-attacks that the copy network learns to see through), the losses, the loop with its time budget. The networks and their
-files stand in embedding_networks.py; figures come from tests/bench/bench_copies.py.
-
-Where a folder has an INDEX.csv with the columns `file` and `original`, pictures of held-out originals
-(`held_out`) are left out, so that figures can be taken on them. The classifier reads *.npz files with train_x uint8
-[n,32,32,3], train_y and, for its log, test_x, test_y.
-
-The learning rate rises, stays, and falls with a cosine over the whole `minutes`, counted over all pieces: a run that
-was paused goes on with `resume` and the same `minutes` as if it had not been.
+Where a folder has an INDEX.csv with the columns `file` and `original`, pictures of held-out originals (`held_out`) are
+left out, so that figures can be taken on them. The classifier reads *.npz files with train_x uint8 [n,32,32,3], train_y
+and, for its log, test_x, test_y. Needs torch, numpy and Pillow alone, as train.py does, whose loop takes the batches.
 """
 
-import argparse
 import csv
 import hashlib
 import io
-import json
 import math
 import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import Tensor
-
-from codec.model import native_bfloat16
-from tasks.duplicates.embedding_networks import KINDS, new_network, save_network
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
 HELD = 224  # shorter side at which training pictures are held
 WORKING = 192  # side at which copies are made
 SOURCES = 64  # different pictures in a batch of the copy network, each seen twice
-TEMPERATURE = 0.05  # of InfoNCE
-SPREAD = 8.0  # weight of the entropy term
-RATES = {"copy": 2e-3, "classifier": 2e-3, "autoencoder": 1.5e-3}
-DECAY = {"copy": 0.02, "classifier": 0.05, "autoencoder": 1e-4}
 
 
 def held_out(original: str) -> bool:
@@ -210,24 +192,6 @@ def copy_of(image: Image.Image, rng: random.Random, size: int, strong: bool) -> 
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
 
-# -- losses
-
-
-def copy_loss(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """InfoNCE between two views [B,128] of B different pictures, and KoLeo's entropy (Sablayrolles et al. 2019): the
-    logarithm of the distance to the nearest vector of another picture. -> (loss, InfoNCE, entropy term)"""
-    n = a.shape[0]
-    every = torch.cat([a, b])
-    cosine = every @ every.T
-    itself = torch.eye(2 * n, dtype=torch.bool, device=a.device)
-    other = torch.arange(2 * n, device=a.device).roll(n)
-    contrast = F.cross_entropy((cosine / TEMPERATURE).masked_fill(itself, -1e9), other)
-    same = itself | itself.roll(n, 1)
-    nearest = (2.0 - 2.0 * cosine.masked_fill(same, -1.0)).clamp_min(1e-6).amin(1).sqrt()
-    spread = -nearest.log().mean()
-    return contrast + SPREAD * spread, contrast, spread
-
-
 # -- batches
 
 
@@ -291,151 +255,3 @@ def labelled_batches(data: dict, rng: np.random.Generator, count: int = 128) -> 
             view[row : row + 8, column : column + 8] = 128
             views.append(view)
         yield tensor_of(views), torch.from_numpy(y[chosen])
-
-
-def accuracy(network, data: dict) -> float | None:
-    """Share of test pictures whose class comes first; None without test pictures."""
-    if "test_x" not in data or "test_y" not in data:
-        return None
-    device = next(network.parameters()).device
-    network.eval()
-    with torch.inference_mode():
-        right = [
-            (network.logits(tensor_of(list(data["test_x"][at : at + 200])).to(device)).argmax(1).cpu().numpy()
-             == data["test_y"][at : at + 200])
-            for at in range(0, len(data["test_y"]), 200)
-        ]  # fmt: skip
-    network.train()
-    return float(np.concatenate(right).mean())
-
-
-# -- the loop
-
-
-def rate_at(share: float) -> float:
-    """Of the highest rate, at a share of the time: up over 4 %, then a cosine to 0 from a quarter on."""
-    if share < 0.04:
-        return share / 0.04
-    return 1.0 if share < 0.25 else 0.5 + 0.5 * math.cos(math.pi * min(1.0, (share - 0.25) / 0.75))
-
-
-def train(
-    data: list[Path],
-    out: Path,
-    *,
-    variant: str = "copy",
-    minutes: float = 60.0,
-    resume: bool = False,
-    device: str = "cpu",
-    seed: int = 1,
-    say: Callable[[str], None] = lambda line: None,
-    pause_after: float | None = None,
-) -> Path:
-    """Train one network for `minutes` in all (earlier pieces of a resumed training included) and write its weights.
-
-    data: folders with pictures (copy, autoencoder) or *.npz files (classifier); out: gets embedding-VARIANT.pt
-    (checkpoint), .jsonl (log) and .safetensors. pause_after: minutes after which this piece stops early.
-    Returns the path of the weights. Raises FileNotFoundError where there is nothing to train on or to resume from,
-    ValueError for an unknown variant.
-    """
-    if variant not in KINDS:
-        raise ValueError(f"--variant {variant}: the embedding networks are {', '.join(KINDS)}")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = out / f"embedding-{variant}.pt", out / f"embedding-{variant}.jsonl"
-    if resume and not checkpoint.exists():
-        raise FileNotFoundError(f"nothing to resume: {checkpoint} is not there; leave --resume out to start")
-    torch.manual_seed(seed)
-    network = new_network(variant).to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATES[variant], weight_decay=DECAY[variant])
-    steps, seconds = 0, 0.0
-    if resume:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        steps, seconds = state["steps"], state["seconds"]
-    rng = random.Random(f"{seed} {steps}")
-    labelled: dict = {}
-    if variant == "classifier":
-        labelled = load_labelled(data)
-        batches: Iterator = labelled_batches(labelled, np.random.default_rng([seed, steps]))
-        say(f"{len(labelled['train_y'])} labelled pictures")
-    else:
-        pictures, group = load_pictures(data, HELD)
-        say(f"{len(pictures)} pictures of {len(set(group))} originals")
-        if variant == "copy" and len(set(group)) < 2:
-            raise FileNotFoundError("the copy network learns from pictures that differ: at least 2 are needed")
-        size = network.config.size
-        batches = copy_batches(pictures, group, size, rng) if variant == "copy" else plain_batches(pictures, size, rng)
-    before, started, said = seconds, time.monotonic(), 0.0
-    total = 60.0 * minutes
-    stop = total if pause_after is None else min(total, before + 60.0 * pause_after)
-    means: dict[str, float] = {}
-    where = torch.device(device).type
-    network.train()
-    while seconds < stop:
-        for settings in optimiser.param_groups:
-            settings["lr"] = RATES[variant] * rate_at(seconds / total)
-        batch = next(batches)
-        with torch.autocast(where, torch.bfloat16, enabled=native_bfloat16(where)):
-            if variant == "copy":
-                n = len(batch[0])
-                vectors = network(torch.cat(batch).to(device))
-                with torch.autocast(where, enabled=False):
-                    loss, contrast, spread = copy_loss(vectors[:n], vectors[n:])
-                facts = {"infonce": contrast.item(), "koleo": spread.item()}
-            elif variant == "classifier":
-                loss = F.cross_entropy(network.logits(batch[0].to(device)).float(), batch[1].to(device),
-                                       label_smoothing=0.1)  # fmt: skip
-                facts = {"cross_entropy": loss.item()}
-            else:
-                x = batch.to(device)
-                loss = F.mse_loss(network.rebuilt(x), x)
-                facts = {"mse": loss.item()}
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss became {loss.item()} at step {steps}; resume with a lower rate")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
-        optimiser.step()
-        steps += 1
-        seconds = before + time.monotonic() - started
-        means = {k: v if k not in means else 0.95 * means[k] + 0.05 * v for k, v in facts.items()}
-        if seconds - said > 20 or seconds >= stop:
-            said = seconds
-            line = {"steps": steps, "seconds": round(seconds, 1), **{k: round(v, 5) for k, v in means.items()}}
-            if variant == "classifier" and (right := accuracy(network, labelled)) is not None:
-                line["test_accuracy"] = round(right, 4)
-            with log.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            say(", ".join(f"{k} {v}" for k, v in line.items()))
-    part = checkpoint.with_suffix(".part")
-    torch.save({"network": network.state_dict(), "optimiser": optimiser.state_dict(), "steps": steps,
-                "seconds": seconds}, part)  # fmt: skip
-    part.replace(checkpoint)
-    weights = out / f"embedding-{variant}.safetensors"
-    save_network(network, weights)
-    return weights
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", choices=KINDS)
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0, help="in all, earlier pieces included")
-    parser.add_argument("--pause-after", type=float, help="minutes of this piece")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    path = train(
-        args.data, args.out, variant=args.variant, minutes=args.minutes, resume=args.resume, device=args.device,
-        seed=args.seed, say=lambda line: print(line, flush=True), pause_after=args.pause_after,
-    )  # fmt: skip
-    print(path)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ All three are plain: pixels unshuffled, dense 3x3 convolutions in residual block
 what CPUs with matrix units run fast). Input float32 [B,3,S,S] in 0..1, the whole picture squeezed to S x S; output
 float32 [B,128] of length 1, so that a product of two is their cosine similarity.
 
-Needs torch alone at module level. Training: embedding_train.py. Pictures in, neighbours out: embeddings.py.
+Needs torch alone at module level. Training: train.py. Pictures in, neighbours out: embeddings.py.
 """
 
 import dataclasses
