@@ -1,11 +1,8 @@
 """The dry run: what a night over a bucket would save, how long it would take and what it would cost, from a sample.
 
-Here: which objects to look at (`strata_of`, `allocation`), what they say about all of them with what uncertainty
-(`extrapolate`), and the words for it (`text`). What would happen to one object is asked of the night's own steps
-(fingerprint.py, compress.py); nothing here writes anything anywhere.
-
-    listing → distinct contents (equal MD5 etags and sizes fold) → strata by folder, suffix, size → sample
-            → measured one by one → ratio to the bytes known from the listing, stratum by stratum → bootstrap
+Here: what a sample's objects make of the whole bucket, and the words for it (`text`). Which objects are looked at, and
+with what uncertainty they stand for all, is sampling.py's. What would happen to one object is asked of the night's own
+steps (fingerprint.py, compress.py); nothing here writes anything anywhere.
 
 Near duplicates need pairs, and a sample has few of the pairs that a bucket has: they are not in the estimate, so that
 it errs on the low side where there are many.
@@ -21,24 +18,28 @@ from dataclasses import asdict, astuple, dataclass, replace
 
 import numpy as np
 
+from tasks.night.sampling import (
+    COVERAGE,
+    REPLICATES,
+    Content,
+    Interval,
+    allocation,
+    bootstrap_weights,
+    distinct_contents,
+    draw,
+    extrapolate,
+    folded,
+    interval,
+    strata_of,
+)
 from tasks.report import savings
 from tasks.report.schema import STATUSES
 from tasks.report.words import duration, money, readable, share, size
 
 SAMPLE = 120  # objects looked at unless told otherwise
-REPLICATES = 2000
-COVERAGE = 0.9  # of the intervals
 NOMINAL = 50.0  # quality at which a budgeted night's pictures are judged
+AHEAD = 4  # objects being read while one is measured
 PACKED_BELOW = 128 * 1024  # bitstreams under this share an object, one per shard
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and where the truth lies with probability COVERAGE; equal ends where everything was looked at."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,6 @@ class Measured:
     reason: str | None = None
     psnr: float | None = None
     ms_ssim: float | None = None
-
-
-@dataclass(frozen=True)
-class Content:
-    """One distinct content of the listing: the object that is read and how many copies of it there are."""
-
-    info: object  # tasks.stores.base.ObjectInfo
-    copies: int = 1
-
-    @property
-    def bytes(self) -> int:
-        return self.info.size * self.copies
 
 
 @dataclass(frozen=True)
@@ -172,121 +161,6 @@ def capped(result: Estimate, budget: int) -> Estimate:
     )
 
 
-def distinct_contents(infos: Iterable, fold: bool = True) -> list[Content]:
-    """Fold objects with the same single-part MD5 etag and size into one, the oldest; order of keys."""
-    groups: dict[object, list] = defaultdict(list)
-    for info in infos:
-        etag = (info.etag or "").strip('"').lower()
-        known = fold and info.size > 0 and re.fullmatch(r"[0-9a-f]{32}", etag)
-        groups[(etag, info.size) if known else info.key].append(info)
-    contents = [Content(min(group, key=lambda i: (i.modified, i.key)), len(group)) for group in groups.values()]
-    return sorted(contents, key=lambda content: content.info.key)
-
-
-def strata_of(contents: Sequence[Content], limit: int) -> np.ndarray:
-    """int64[n]: each content's stratum, by first folder, suffix and size (factors of four), at most about `limit`.
-
-    The strata with most bytes keep all three; the rest go by suffix and size, then by suffix, then together.
-    """
-    folders = [content.info.key.split("/")[:-1] for content in contents]
-    shared = 0
-    while folders and all(len(f) > shared and f[shared] == folders[0][shared] for f in folders):
-        shared += 1
-
-    def labels(index: int) -> tuple:
-        info = contents[index].info
-        name = info.key.rpartition("/")[2]
-        suffix = name.rpartition(".")[2].lower() if "." in name else ""
-        octave = int(math.log2(info.size + 1)) // 2
-        folder = folders[index][shared] if len(folders[index]) > shared else ""
-        return (folder, suffix, octave), (suffix, octave), (suffix,), ()
-
-    ladder = [labels(index) for index in range(len(contents))]
-    weights = np.array([content.bytes + 1 for content in contents])
-    chosen: list[tuple | None] = [None] * len(contents)
-    for level, room in enumerate((limit // 2, limit // 4, limit // 4, 1)):
-        total: Counter = Counter()
-        for index, label in enumerate(chosen):
-            if label is None:
-                total[ladder[index][level]] += int(weights[index])
-        kept = {label for label, _ in total.most_common(max(1, room))}
-        for index, label in enumerate(chosen):
-            if label is None and ladder[index][level] in kept:
-                chosen[index] = (level, *ladder[index][level])
-    numbers = {label: number for number, label in enumerate(sorted(set(chosen), key=str))}
-    return np.array([numbers[label] for label in chosen], np.int64)
-
-
-def allocation(stratum: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
-    """int64[strata]: objects to look at in each, about `n` together, by bytes, two at least (one where there is one).
-
-    Raises nothing: with n no smaller than the population it is all of it.
-    """
-    population = np.bincount(stratum)
-    if n >= len(stratum):
-        return population
-    mass = np.bincount(stratum, weights=weights)
-    least = np.minimum(population, 2)
-    wanted = np.maximum(least, np.minimum(population, np.floor(n * mass / max(mass.sum(), 1)).astype(np.int64)))
-    while wanted.sum() > n and (wanted > least).any():
-        wanted[np.argmax(np.where(wanted > least, wanted, -1))] -= 1
-    while wanted.sum() < n:  # what full strata left over goes where most bytes stand behind each sample
-        behind = np.where(wanted < population, mass / np.maximum(wanted, 1), -1.0)
-        wanted[np.argmax(behind)] += 1
-    return wanted
-
-
-def draw(stratum: np.ndarray, wanted: np.ndarray, seed: int = 1) -> np.ndarray:
-    """Sorted indices of the sample: simple random without replacement within each stratum."""
-    random = np.random.default_rng(seed)
-    chosen = [
-        random.choice(np.flatnonzero(stratum == number), count, replace=False) for number, count in enumerate(wanted)
-    ]
-    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-
-
-def bootstrap_weights(stratum: np.ndarray, population: np.ndarray, replicates: int, seed: int = 1) -> np.ndarray:
-    """float64[1 + replicates, n]: row 0 all ones, then the rescaled bootstrap's weights of the n sampled objects.
-
-    Rao, Wu and Yue (Survey Methodology 18, 1992): m - 1 draws from the m of a stratum, weights stretched by
-    m / (m - 1) and shrunk towards 1 by sqrt(1 - m / M), so that strata looked at wholly do not vary.
-    """
-    random = np.random.default_rng(seed)
-    weights = np.ones((1 + replicates, len(stratum)))
-    for number, whole in enumerate(population):
-        members = np.flatnonzero(stratum == number)
-        count = len(members)
-        if count < 2 or count >= whole:
-            continue
-        times = random.multinomial(count - 1, np.full(count, 1 / count), size=replicates)
-        shrink = math.sqrt(1 - count / whole)
-        weights[1:, members] = 1 + shrink * (times * count / (count - 1) - 1)
-    return weights
-
-
-def extrapolate(
-    values: np.ndarray, known: np.ndarray, sampled: np.ndarray, stratum: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """float64[1 + replicates]: totals over the population of a value known for the sample only.
-
-    Separate ratio estimator: in each stratum the sample's values over its `known`, times the stratum's `known`.
-    values: float64[n] of the sampled; known, stratum: [N] of all contents; sampled: indices [n].
-    """
-    totals = np.zeros(len(weights))
-    inside = stratum[sampled]
-    for number, mass in enumerate(np.bincount(stratum, weights=known)):
-        members = inside == number
-        below = weights[:, members] @ known[sampled][members]
-        above = weights[:, members] @ values[members]
-        totals += mass * np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-    return totals
-
-
-def interval(totals: np.ndarray) -> Interval:
-    low, high = np.quantile(totals[1:], [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]) if len(totals) > 1 else totals[[0, 0]]
-    return Interval(float(totals[0]), float(min(low, totals[0])), float(max(high, totals[0])))
-
-
 def monthly_dollars(contents: Sequence[Content], region: str) -> np.ndarray:
     """float64[n]: what each content's copies bill a month, at their class's mean price over the bucket."""
     by_class: dict[str, list[int]] = defaultdict(list)
@@ -332,94 +206,113 @@ def estimate(
     contents = distinct_contents(infos, fold)
     if not contents:
         raise ValueError("nothing to estimate: the listing holds no object that would be taken")
-    all_bytes = np.array([content.bytes for content in contents], float)
-    one_copy = np.array([content.info.size for content in contents], float)
     stratum = strata_of(contents, max(4, sample // 6))
-    chosen = draw(stratum, allocation(stratum, all_bytes, sample), seed)
-
-    def fetched(index: int):
-        try:
-            return read(contents[index].info)
-        except Exception as error:  # any: it becomes a failed row of the estimate
-            return error
-
+    mass = np.array([content.bytes for content in contents], float)
+    chosen = draw(stratum, allocation(stratum, mass, sample), seed)
     chosen = np.random.default_rng(seed).permutation(chosen)  # so that a part of it is a sample too
-    results: list[Measured] = []
-    with ThreadPoolExecutor(4) as pool:  # read ahead a few, not all
-        waiting, ahead = deque(), iter(chosen)
-        for index in chosen:
-            while len(waiting) < 4 and (upcoming := next(ahead, None)) is not None:
-                waiting.append(pool.submit(fetched, upcoming))
-            results.append(judged(contents[index].info, waiting.popleft().result(), measure))
-            if watch:
-                watch(len(results), len(chosen))
-            if len(results) >= 2 and time.monotonic() - begun > patience:
-                break
+    results = look([contents[i].info for i in chosen], read, measure, begun + patience, watch)
     if len(results) < len(chosen):
         chosen = chosen[: len(results)]
         stratum = folded(stratum, chosen)
-
-    population = np.bincount(stratum)
-    weights = bootstrap_weights(stratum[chosen], population, REPLICATES, seed)
-    dollars = monthly_dollars(contents, region)
-    safe = np.array([result.status == "compressed" for result in results])
-    stored = np.array([result.stored_bytes for result in results], float)
-
-    def over(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-        # Zero-byte objects carry no weight in a ratio to bytes; one byte each keeps their counts and seconds in.
-        return extrapolate(values, known, chosen, stratum, weights)
-
-    held = over(stored, one_copy)
-    remaining = over(np.where(safe, 0.0, all_bytes[chosen]), all_bytes)
-    saved = all_bytes.sum() - held - remaining
-    seconds = over(np.array([result.seconds for result in results]), one_copy + 1)
-    ones = np.ones(len(contents))
-    counts = {
-        status: interval(over(np.array([float(r.status == status) for r in results]), ones)) for status in STATUSES
-    }
-    copies = sum(content.copies - 1 for content in contents)
-    counts["duplicate"] = Interval(copies, copies, copies)
-    price = savings.tariff(region, "STANDARD")
-    dest = np.array([savings.tiered(max(bytes_, 0) / savings.GB, price["storage"]) for bytes_ in held])
-    after = dest + over(np.where(safe, 0.0, dollars[chosen]), dollars)
-    pictures = counts["compressed"].value
-    large = over((stored >= PACKED_BELOW).astype(float), ones)[0]
-    puts = large + math.ceil(len(contents) / shard_size)
-    gets = len(contents) + pictures
-    quality = [result for result in results if result.status == "compressed"]
-    return Estimate(
-        objects=sum(content.copies for content in contents),
-        source_bytes=int(all_bytes.sum()),
-        exact_copies=copies,
-        exact_copy_bytes=int(all_bytes.sum() - one_copy.sum()),
-        sampled=len(chosen),
-        sampled_bytes=int(one_copy[chosen].sum()),
-        strata=len(population),
-        stored_bytes=interval(held),
-        remaining_bytes=interval(remaining),
-        saved_bytes=interval(saved),
-        counts=counts,
-        core_seconds=interval(seconds),
-        wall_seconds=interval(seconds / workers),
-        workers=workers,
-        region=region,
-        dollars_before=float(dollars.sum()),
-        dollars_after=interval(after),
-        dollars_saved=interval(dollars.sum() - after),
-        run_dollars=float((gets * price["get"] + puts * price["put"]) / 1000),
-        psnr=mean([result.psnr for result in quality]),
-        ms_ssim=mean([result.ms_ssim for result in quality]),
-        reasons=grouped([r.reason or r.status for r in results if r.status != "compressed"]),
-        sampling_seconds=time.monotonic() - begun,
-    )
+    looked = Looked(contents, results, chosen, stratum, seed)
+    return looked.estimate(workers, shard_size, region, begun)
 
 
-def folded(stratum: np.ndarray, sampled: np.ndarray) -> np.ndarray:
-    """int64[N]: strata, those with fewer than two sampled (and more to sample) put together with the largest."""
-    population, seen = np.bincount(stratum), np.bincount(stratum[sampled], minlength=stratum.max() + 1)
-    thin = (seen < 2) & (seen < population)
-    together = np.where(thin, np.argmax(np.where(seen >= seen.max(), population, -1)), np.arange(len(population)))
-    return np.unique(together[stratum], return_inverse=True)[1]
+def look(infos: list, read: Callable, measure: Callable, until: float, watch: Callable | None) -> list[Measured]:
+    """What the night would make of each, in order, some being read ahead; at least two, then until the time is up."""
+
+    def fetched(info):
+        try:
+            return read(info)
+        except Exception as error:  # any: it becomes a failed row of the estimate
+            return error
+
+    results: list[Measured] = []
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting, ahead = deque(), iter(infos)
+        for info in infos:
+            while len(waiting) < AHEAD and (upcoming := next(ahead, None)) is not None:
+                waiting.append(pool.submit(fetched, upcoming))
+            results.append(judged(info, waiting.popleft().result(), measure))
+            if watch:
+                watch(len(results), len(infos))
+            if len(results) >= 2 and time.monotonic() > until:
+                break
+    return results
+
+
+class Looked:
+    """The distinct contents of a listing, and what a sample of them became.
+
+    results: of contents[chosen]; stratum: int64[N], of all contents.
+    """
+
+    def __init__(self, contents: list[Content], results: list[Measured], chosen: np.ndarray, stratum: np.ndarray, seed):
+        self.contents, self.results, self.chosen, self.stratum = contents, results, chosen, stratum
+        self.all_bytes = np.array([content.bytes for content in contents], float)
+        self.one_copy = np.array([content.info.size for content in contents], float)
+        self.population = np.bincount(stratum)
+        self.weights = bootstrap_weights(stratum[chosen], self.population, REPLICATES, seed)
+        self.stored = np.array([result.stored_bytes for result in results], float)
+        self.safe = np.array([result.status == "compressed" for result in results])
+
+    def over(self, values: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """float64[1 + replicates]: totals over all contents of what is known of the sample."""
+        return extrapolate(values, known, self.chosen, self.stratum, self.weights)
+
+    def counts(self) -> dict[str, Interval]:
+        """Objects by status; copies that fold are duplicates, all others are not looked for."""
+        ones = np.ones(len(self.contents))
+        counts = {
+            status: interval(self.over(np.array([float(r.status == status) for r in self.results]), ones))
+            for status in STATUSES
+        }
+        copies = sum(content.copies - 1 for content in self.contents)
+        return counts | {"duplicate": Interval(copies, copies, copies)}
+
+    def run_dollars(self, price: dict, pictures: float, shard_size: int) -> float:
+        """What the night's requests cost: each object read, each bitstream read again; packs and large ones written."""
+        large = self.over((self.stored >= PACKED_BELOW).astype(float), np.ones(len(self.contents)))[0]
+        puts = large + math.ceil(len(self.contents) / shard_size)
+        gets = len(self.contents) + pictures
+        return float((gets * price["get"] + puts * price["put"]) / 1000)
+
+    def estimate(self, workers: int, shard_size: int, region: str, begun: float) -> Estimate:
+        held = self.over(self.stored, self.one_copy)
+        remaining = self.over(np.where(self.safe, 0.0, self.all_bytes[self.chosen]), self.all_bytes)
+        # Zero-byte objects carry no weight in a ratio to bytes; one byte each keeps their seconds in.
+        seconds = self.over(np.array([result.seconds for result in self.results]), self.one_copy + 1)
+        counts = self.counts()
+        price = savings.tariff(region, "STANDARD")
+        dollars = monthly_dollars(self.contents, region)
+        dest = np.array([savings.tiered(max(total, 0) / savings.GB, price["storage"]) for total in held])
+        after = dest + self.over(np.where(self.safe, 0.0, dollars[self.chosen]), dollars)
+        compressed = [result for result in self.results if result.status == "compressed"]
+        return Estimate(
+            objects=sum(content.copies for content in self.contents),
+            source_bytes=int(self.all_bytes.sum()),
+            exact_copies=int(counts["duplicate"].value),
+            exact_copy_bytes=int(self.all_bytes.sum() - self.one_copy.sum()),
+            sampled=len(self.chosen),
+            sampled_bytes=int(self.one_copy[self.chosen].sum()),
+            strata=len(self.population),
+            stored_bytes=interval(held),
+            remaining_bytes=interval(remaining),
+            saved_bytes=interval(self.all_bytes.sum() - held - remaining),
+            counts=counts,
+            core_seconds=interval(seconds),
+            wall_seconds=interval(seconds / workers),
+            workers=workers,
+            region=region,
+            dollars_before=float(dollars.sum()),
+            dollars_after=interval(after),
+            dollars_saved=interval(dollars.sum() - after),
+            run_dollars=self.run_dollars(price, counts["compressed"].value, shard_size),
+            psnr=mean([result.psnr for result in compressed]),
+            ms_ssim=mean([result.ms_ssim for result in compressed]),
+            reasons=grouped([r.reason or r.status for r in self.results if r.status != "compressed"]),
+            sampling_seconds=time.monotonic() - begun,
+        )
 
 
 def judged(info, data, measure: Callable) -> Measured:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.night import dry_run
+from tasks.night import dry_run, sampling
 from tasks.night.dry_run import Measured, estimate
 
 DATA = Path(__file__).parents[2] / "data"
@@ -68,14 +68,14 @@ def test_a_census_is_exact():
 
 def test_sample_is_stratified_and_of_the_size_asked():
     infos = bucket(20_000)
-    contents = dry_run.distinct_contents(infos)
-    stratum = dry_run.strata_of(contents, 40)
+    contents = sampling.distinct_contents(infos)
+    stratum = sampling.strata_of(contents, 40)
     population = np.bincount(stratum)
     weights = np.array([content.bytes for content in contents], float)
-    wanted = dry_run.allocation(stratum, weights, 120)
+    wanted = sampling.allocation(stratum, weights, 120)
     assert 10 <= len(population) <= 45 and population.sum() == 20_000
     assert wanted.sum() == 120 and (wanted >= np.minimum(population, 2)).all() and (wanted <= population).all()
-    chosen = dry_run.draw(stratum, wanted)
+    chosen = sampling.draw(stratum, wanted)
     assert len(set(chosen)) == 120 and (np.bincount(stratum[chosen], minlength=len(wanted)) == wanted).all()
     # A quarter of the bytes gets about a quarter of the sample, where the floor of two does not say otherwise.
     heavy = np.argmax(np.bincount(stratum, weights=weights))
@@ -153,7 +153,7 @@ def test_foretelling_asks_the_nights_own_steps_and_writes_nothing(tmp_path, monk
     from tasks.stores.open import open_store
 
     model = tmp_path / "tiny.safetensors"
-    model.write_bytes(lzma.decompress((DATA / "tiny.safetensors.xz").read_bytes()))
+    model.write_bytes(lzma.decompress((DATA / "small.safetensors.xz").read_bytes()))
     monkeypatch.setenv("NIGHTPRESS_CODEC", str(model))
     store = open_store(str(tmp_path / "photos"))
     planted = [
