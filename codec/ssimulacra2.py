@@ -27,6 +27,7 @@ import numba
 import numpy as np
 
 from codec.metrics import pixels_of
+from codec.smoothing import EXACT, REACH, SUMS, across, around, down, gaussian, halve
 
 MIN_SIDE = 8  # pixels: below it the metric is undefined
 SCALES = 6
@@ -35,10 +36,7 @@ KEPT_PIXELS = 4_000_000  # above, a Reference computes the original's planes (40
 
 BAND = 64  # rows that are worked on together, a multiple of TILE / 2^scale at all scales
 STRIP = 256  # columns that are smoothed together, a multiple of TILE
-REACH = 5  # pixels that the Gaussian window reaches to each side
-_offsets = np.arange(-REACH, REACH + 1) / 1.5
-_window = np.exp(-(_offsets**2) / 2)
-_TAPS = (_window / _window.sum())[REACH:].astype(np.float32)  # the middle first
+_TAPS = gaussian(1.5)
 
 C2 = 0.0009
 _BIAS = 0.0037930732552754493
@@ -216,7 +214,7 @@ class _Bands:
             _linearise(codes, _LINEAR, linear)
         else:
             linear[:] = source[:, first:last]
-        _halve(linear, top - first, min(BAND, self.height - top), half, top // 2)
+        halve(linear, top - first, min(BAND, self.height - top), half, top // 2)
         _to_xyb(linear, _MIX, out)
         return out
 
@@ -239,11 +237,7 @@ def _original_bands(scale: _Scale, source: np.ndarray, half: np.ndarray, keep: b
         yield (xyb.copy(), mean.copy(), variance.copy()) if keep else (xyb, mean, variance)
 
 
-_EXACT = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
-_SUMS = _EXACT | {"fastmath": {"contract", "nsz", "reassoc"}}
-
-
-@numba.njit(**_EXACT)
+@numba.njit(**EXACT)
 def _linearise(rgb, table, out):
     """uint8 [n,W,C] -> float32 [C,n,W]."""
     for i in range(rgb.shape[0]):
@@ -253,21 +247,7 @@ def _linearise(rgb, table, out):
                 line[j] = table[row[j]]
 
 
-@numba.njit(**_EXACT)
-def _halve(linear, first, rows, out, to):
-    """2x2 means of [C,n,W], of its rows from `first` on, to out [C,.,ceil(W/2)] from row `to` on; a last odd row or
-    column stands for two."""
-    quarter, half, width = np.float32(0.25), np.float32(0.5), linear.shape[2]
-    for c in range(linear.shape[0]):
-        for i in range(0, rows, 2):
-            a, b, line = linear[c, first + i], linear[c, first + min(i + 1, rows - 1)], out[c, to + i // 2]
-            for j in range(width // 2):
-                line[j] = quarter * ((a[2 * j] + a[2 * j + 1]) + (b[2 * j] + b[2 * j + 1]))
-            if width % 2:
-                line[width // 2] = half * (a[width - 1] + b[width - 1])
-
-
-@numba.njit(**_EXACT)
+@numba.njit(**EXACT)
 def _cube_root(x, out):
     """float32 [n] above 0 -> out [n], within 4e-7 of it: Newton's steps to the inverse root, from a third of the
     exponent."""
@@ -281,7 +261,7 @@ def _cube_root(x, out):
         out[j] = x[j] * t * t
 
 
-@numba.njit(**_EXACT)
+@numba.njit(**EXACT)
 def _to_xyb(linear, mix, out):
     """float32 [C,n,W], C = 3 or 1, to X, Y and B - Y, or Y alone, each moved to about 0..1."""
     bias, root_of_bias = np.float32(_BIAS), np.float32(_BIAS ** (1 / 3))
@@ -311,50 +291,7 @@ def _to_xyb(linear, mix, out):
             z[j] = (short[j] - both) + np.float32(0.55)
 
 
-@numba.njit(**_SUMS)
-def _across(s, k, out):
-    """out [n]: s [n + 10] in the window."""
-    for j in range(out.size):
-        out[j] = (
-            k[0] * s[j + 5]
-            + k[1] * (s[j + 4] + s[j + 6])
-            + k[2] * (s[j + 3] + s[j + 7])
-            + k[3] * (s[j + 2] + s[j + 8])
-            + k[4] * (s[j + 1] + s[j + 9])
-            + k[5] * (s[j] + s[j + 10])
-        )
-
-
-@numba.njit(**_SUMS)
-def _down(ring, at, m, k, out):
-    """out [n]: rows `at` [11] of ring [11,m,n] in the window."""
-    a0, a1, a2, a3, a4 = ring[at[0], m], ring[at[1], m], ring[at[2], m], ring[at[3], m], ring[at[4], m]
-    a5, a6, a7, a8, a9 = ring[at[5], m], ring[at[6], m], ring[at[7], m], ring[at[8], m], ring[at[9], m]
-    a10 = ring[at[10], m]
-    for j in range(out.size):
-        out[j] = (
-            k[0] * a5[j]
-            + k[1] * (a4[j] + a6[j])
-            + k[2] * (a3[j] + a7[j])
-            + k[3] * (a2[j] + a8[j])
-            + k[4] * (a1[j] + a9[j])
-            + k[5] * (a0[j] + a10[j])
-        )
-
-
-@numba.njit(**_EXACT)
-def _around(row, height, at):
-    """Where the eleven rows around one lie in the ring, mirrored at the picture's borders."""
-    for i in range(11):
-        other = row + i - 5
-        if other < 0:
-            other = -1 - other
-        if other >= height:
-            other = 2 * height - 1 - other
-        at[i] = other % 11
-
-
-@numba.njit(**_SUMS)
+@numba.njit(**SUMS)
 def _moments(xyb, top, height, maps, k, mean, variance):
     """Mean and, where maps is 2, variance in the window of [C,n,W], rows max(top - 5, 0).. of a plane of `height`."""
     rows, width = mean.shape[1:]
@@ -374,18 +311,18 @@ def _moments(xyb, top, height, maps, k, mean, variance):
                         p[j] = a[j]
                         pp[j] = a[j] * a[j]
                     for m in range(maps[c]):
-                        _across(wide[m], k, ring[done % 11, m, :n])
+                        across(wide[m], k, ring[done % 11, m, :n])
                     done += 1
-                _around(row, height, at)
+                around(row, height, at)
                 mu, var = mean[c, row - top, left : left + n], variance[c, row - top, left : left + n]
-                _down(ring, at, 0, k, mu)
+                down(ring, at, 0, k, mu)
                 if maps[c] == 2:
-                    _down(ring, at, 1, k, var)
+                    down(ring, at, 1, k, var)
                     for j in range(n):
                         var[j] -= mu[j] * mu[j]
 
 
-@numba.njit(**_SUMS)
+@numba.njit(**SUMS)
 def _compare(original, mean, variance, decoded, top, height, maps, side, k, sums):
     """Adds to sums [ty,tx,C,2,3] what one band's maps, and their fourth powers, come to in each tile.
 
@@ -414,11 +351,11 @@ def _compare(original, mean, variance, decoded, top, height, maps, side, k, sums
                             dd[j] = d[j] * d[j]
                             qq[j] = b[j] * b[j]
                     for m in range(moments):
-                        _across(wide[m], k, ring[done % 11, m, :n])
+                        across(wide[m], k, ring[done % 11, m, :n])
                     done += 1
-                _around(row, height, at)
+                around(row, height, at)
                 for m in range(moments):
-                    _down(ring, at, m, k, tall[m, :n])
+                    down(ring, at, m, k, tall[m, :n])
                 for j in range(0, n, side):
                     tile = sums[row // side, (left + j) // side, c]
                     here, there = slice(left + j, min(left + j + side, left + n)), slice(j, min(j + side, n))
@@ -429,7 +366,7 @@ def _compare(original, mean, variance, decoded, top, height, maps, side, k, sums
                         _add_structure(mu, var, tall[0, there], tall[1, there], tall[2, there], tile)
 
 
-@numba.njit(**_SUMS)
+@numba.njit(**SUMS)
 def _add_structure(mean, variance, d, dd, qq, tile):
     """One row of a tile: 1 - SSIM, its luminance factor without denominator, to tile[0,0], fourth powers to
     tile[1,0]."""
@@ -446,7 +383,7 @@ def _add_structure(mean, variance, d, dd, qq, tile):
     tile[1, 0] += fourths
 
 
-@numba.njit(**_SUMS)
+@numba.njit(**SUMS)
 def _add_edges(a, b, mean, d, tile):
     """One row of a tile: by how much it goes further from its surroundings than the original (ringing, blocks) to
     tile[0,1], by how much less (smoothing) to tile[0,2]; fourth powers to tile[1]."""

@@ -1,11 +1,11 @@
-"""SSIMULACRA2 bench: milliseconds a megapixel of one thread, and agreement with the package where it is installed.
+"""SSIMULACRA2 and the guard against local loss: milliseconds a megapixel and thread, agreement with the package.
 
     tests/bench/bench_ssimulacra2.py [--pairs 100] [--sizes 0.1,0.4,2,12]
 
 Speed: processor time of the calling thread, best of `--repeats`: `kept` is a pass against a Reference that holds the
-original's planes, `anew` one that does not, `original` making it. Agreement: pairs of many shapes cut from skimage's
-photographs, coded as JPEG, WebP and AVIF or disturbed, against PyPI's `ssimulacra2` (0.3.0 was meant; it is not among
-this project's requirements, and without it only speed is measured).
+original's planes, `anew` one that does not, `original` making it, `local loss` a pass of local_loss.py. Agreement:
+pairs of many shapes cut from skimage's photographs, coded as JPEG, WebP and AVIF or disturbed, against PyPI's
+`ssimulacra2` (0.3.0 was meant; it is not among this project's requirements, and without it only speed is measured).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from skimage import data
 
+from codec.local_loss import LocalLoss
 from codec.ssimulacra2 import KEPT_PIXELS, Reference, ssimulacra2
 
 PHOTOGRAPHS = "astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "camera"
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="0.1,0.4,2,12", help="megapixels")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    print(f"{'MP':>6} {'kept':>7} {'anew':>7} {'original':>9}   ms a megapixel")
+    print(f"{'MP':>6} {'kept':>7} {'anew':>7} {'original':>9} {'local loss':>11}   ms a megapixel")
     slowest = 0.0
     for size in map(float, args.sizes.split(",")):
         height = round((size * 1e6 * 2 / 3) ** 0.5)
@@ -89,14 +90,16 @@ def main() -> None:
         decoded, megapixels = changed(picture, "JPEG", 75), picture.width * height / 1e6
         anew = Reference(picture, kept_pixels=0)
         kept = Reference(picture, kept_pixels=KEPT_PIXELS * 100)
+        local = LocalLoss(picture)
         calls = (
             lambda kept=kept, decoded=decoded: kept.score(decoded),
             lambda anew=anew, decoded=decoded: anew.score(decoded),
             lambda picture=picture: Reference(picture, kept_pixels=KEPT_PIXELS * 100),
+            lambda local=local, decoded=decoded: local.measure(decoded),
         )
         times = [best(call, args.repeats + 1) / megapixels for call in calls]
         slowest = max(slowest, *times[:2])
-        print(f"{megapixels:6.2f} {times[0]:7.1f} {times[1]:7.1f} {times[2]:9.1f}")
+        print(f"{megapixels:6.2f} {times[0]:7.1f} {times[1]:7.1f} {times[2]:9.1f} {times[3]:11.1f}")
     last = f"at most {slowest:.0f} ms a megapixel and thread"
     if importlib.util.find_spec("ssimulacra2"):
         found = deviations(args.pairs)
