@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from tasks.stores.base import StoreError
 
+Page = Callable[[str, int], tuple[list[dict], bool]]
 
-def listed_in_ranges(page, prefix: str, threads: int) -> Iterator[list[dict]]:
+
+def listed_in_ranges(page: Page, prefix: str, threads: int) -> Iterator[list[dict]]:
     """Pages of all entries under `prefix`, listed by several threads, each on a range of the key space.
 
     `page(after, count)` gives (entries above key `after` in ascending order of code points, more?). There is one
@@ -22,20 +24,72 @@ def listed_in_ranges(page, prefix: str, threads: int) -> Iterator[list[dict]]:
     keys branch (which costs up to forty requests for one key each). The ranges (after, until] always tile the key
     space, whatever the branching points, so that no key is missed or listed twice.
     """
-    pages: queue.Queue = queue.Queue(maxsize=2 * threads)
-    ranges: list[tuple[str, str | None]] = [("", None)]
-    changed = threading.Condition()
-    idle, stopped = 0, False
+    listing = RangedListing(page, prefix, threads)
+    listing.start()
+    try:
+        while (item := listing.pages.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        listing.stop()
 
-    def put(item) -> None:
-        while not stopped:
-            with contextlib.suppress(queue.Full):
-                return pages.put(item, timeout=0.5)
 
-    def list_range(after: str, until: str | None) -> None:
+class RangedListing:
+    """The threads of one listing, the ranges that nobody lists yet, and the pages that wait to be taken.
+
+    pages: lists of entries, then None at the end, or the exception that ended it.
+    """
+
+    def __init__(self, page: Page, prefix: str, threads: int):
+        self.page, self.prefix, self.threads = page, prefix, threads
+        self.pages: queue.Queue = queue.Queue(maxsize=2 * threads)
+        self._ranges: list[tuple[str, str | None]] = [("", None)]
+        self._changed = threading.Condition()
+        self._idle, self._stopped = 0, False
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, daemon=True, name="listing").start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        with self._changed:
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        workers = [threading.Thread(target=self._work, daemon=True, name=f"listing-{i}") for i in range(self.threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        self._put(None)
+
+    def _work(self) -> None:
+        while (taken := self._next_range()) is not None:
+            try:
+                self._list(*taken)
+            except BaseException as error:
+                self._put(error)
+                self.stop()
+                return
+
+    def _next_range(self) -> tuple[str, str | None] | None:
+        """A range to list, once there is one; None where no range is left and nobody who could still split one."""
+        with self._changed:
+            self._idle += 1
+            while not self._ranges and self._idle < self.threads and not self._stopped:
+                self._changed.wait()
+            if self._stopped or not self._ranges:
+                self._changed.notify_all()
+                return None
+            self._idle -= 1
+            return self._ranges.pop(0)
+
+    def _list(self, after: str, until: str | None) -> None:
+        """One range; what is left of it is cut while another thread has nothing to do."""
         patience, since_split = 6 if after else 2, 0
-        while not stopped:
-            entries, more = page(after, 1000)
+        while not self._stopped:
+            entries, more = self.page(after, 1000)
             if entries and entries[0]["Key"] <= after:
                 raise StoreError(
                     f"the server lists {entries[0]['Key']!r} after {after!r}, not in ascending order; "
@@ -44,58 +98,26 @@ def listed_in_ranges(page, prefix: str, threads: int) -> Iterator[list[dict]]:
             if until is not None and entries and entries[-1]["Key"] > until:
                 entries, more = [entry for entry in entries if entry["Key"] <= until], False
             if entries:
-                put(entries)
+                self._put(entries)
             if not entries or not more:
                 return
             after, since_split = entries[-1]["Key"], since_split + 1
-            if since_split >= patience and idle:
-                cuts = branching_points(partial(first_key, page, until), prefix, after)
+            if since_split >= patience and self._idle:
+                cuts = branching_points(partial(first_key, self.page, until), self.prefix, after)
                 patience, since_split = 6 if cuts else 2 * patience, 0
                 if cuts:
-                    with changed:
-                        ranges.extend(zip(cuts, [*cuts[1:], until], strict=True))
-                        changed.notify_all()
+                    self._offer([*zip(cuts, [*cuts[1:], until], strict=True)])
                     until = cuts[0]
 
-    def work() -> None:
-        nonlocal idle, stopped
-        while True:
-            with changed:
-                idle += 1
-                while not ranges and idle < threads and not stopped:
-                    changed.wait()
-                if stopped or not ranges:  # no range left and nobody who could still split one
-                    changed.notify_all()
-                    return
-                idle -= 1
-                after, until = ranges.pop(0)
-            try:
-                list_range(after, until)
-            except BaseException as error:
-                put(error)
-                with changed:
-                    stopped = True
-                    changed.notify_all()
-                return
+    def _offer(self, ranges: list[tuple[str, str | None]]) -> None:
+        with self._changed:
+            self._ranges.extend(ranges)
+            self._changed.notify_all()
 
-    def run() -> None:
-        workers = [threading.Thread(target=work, daemon=True, name=f"listing-{i}") for i in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        put(None)
-
-    threading.Thread(target=run, daemon=True, name="listing").start()
-    try:
-        while (item := pages.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped = True
-        with changed:
-            changed.notify_all()
+    def _put(self, item) -> None:
+        while not self._stopped:
+            with contextlib.suppress(queue.Full):
+                return self.pages.put(item, timeout=0.5)
 
 
 def first_key(page, until: str | None, after: str) -> str | None:
