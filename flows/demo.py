@@ -12,6 +12,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
@@ -36,6 +37,14 @@ class Planted:
     of: str | None = None
     content_type: str | None = None
     metadata: dict | None = None
+
+
+PHOTOGRAPHS = {
+    "astronaut": "astronaut.png", "coffee": "coffee.png", "cat": "chelsea.png", "left": "motorcycle_left.png",
+    "right": "motorcycle_right.png", "rocket": "rocket.jpg", "hubble": "hubble_deep_field.jpg",
+    "retina": "retina.jpg", "camera": "camera.png", "coins": "coins.png", "moon": "moon.png", "tissue": "ihc.png",
+    "colours": "color.png",
+}  # fmt: skip
 
 
 def photograph(name: str) -> Image.Image:
@@ -164,84 +173,96 @@ def long_key(name: str, length: int = 900) -> str:
     return key + "x" * (length - len(key) - len(name) - 1) + "/" + name
 
 
+class Planting:
+    """What is in the bucket so far, in the order in which it was planted."""
+
+    def __init__(self):
+        self.planted: list[Planted] = []
+
+    def plant(self, key: str, kind: str, data: bytes, statuses=OWN, of: str | None = None, **metadata: str) -> None:
+        content_type = CONTENT_TYPES.get(key.rpartition(".")[2].lower(), "application/octet-stream")
+        self.planted.append(Planted(key, kind, data, tuple(statuses), of, content_type, metadata or None))
+
+
 def bucket() -> list[Planted]:
     """Every object of the demo's bucket, the same bytes on every call with the same libraries."""
-    out: list[Planted] = []
+    planting, pictures = Planting(), SimpleNamespace(**{name: photograph(file) for name, file in PHOTOGRAPHS.items()})
+    for plant in (
+        plant_photographs, plant_text, plant_copies, plant_noise, plant_small, plant_odd, plant_broken,
+    ):  # fmt: skip
+        plant(planting, pictures)
+    copied = {item.of for item in planting.planted}
+    return [
+        replace(item, statuses=(*item.statuses, DUPLICATE)) if item.key in copied else item for item in planting.planted
+    ]
 
-    def plant(key: str, kind: str, data: bytes, statuses=OWN, of: str | None = None, **metadata: str) -> bytes:
-        content_type = CONTENT_TYPES.get(key.rpartition(".")[2].lower(), "application/octet-stream")
-        out.append(Planted(key, kind, data, tuple(statuses), of, content_type, metadata or None))
-        return data
 
-    astronaut, coffee, cat = photograph("astronaut.png"), photograph("coffee.png"), photograph("chelsea.png")
-    left, right = photograph("motorcycle_left.png"), photograph("motorcycle_right.png")
-    rocket, hubble, retina = (
-        photograph("rocket.jpg"),
-        photograph("hubble_deep_field.jpg"),
-        photograph("retina.jpg"),
-    )
-    camera, coins, moon = photograph("camera.png"), photograph("coins.png"), photograph("moon.png")
-    tissue, colours = photograph("ihc.png"), photograph("color.png")
+def shipped(name: str) -> bytes:
+    """A file of scikit-image's wheel as it is."""
+    import skimage.data
 
-    def shipped(name: str) -> bytes:
-        import skimage.data
+    return Path(skimage.data.__file__).with_name(name).read_bytes()
 
-        return Path(skimage.data.__file__).with_name(name).read_bytes()
 
-    # Photographs as they come in: a camera's folders, a web shop's, a laboratory's.
+def plant_photographs(planting: Planting, p: SimpleNamespace) -> None:
+    """Photographs as they come in: a camera's folders, a web shop's, a laboratory's."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[24:36] = struct.pack(">6H", 2021, 6, 5, 21, 14, 3)  # the header's date, else that of this call
-    portrait = saved(astronaut, "JPEG", quality=95, icc_profile=bytes(profile), exif=camera_exif(), xmp=XMP)
-    plant("2021/06/IMG_2041.JPG", "photo", portrait, uploaded_by="demo", album="portraits")
-    sideways = left.transpose(Image.ROTATE_90)  # orientation 6 turns it upright again
-    plant("2021/06/IMG_2042.JPG", "photo", saved(sideways, "JPEG", quality=93, exif=camera_exif(6)))
-    plant("2021/06/IMG_2043.JPG", "photo", saved(right, "JPEG", quality=93, exif=camera_exif()))
-    plant("2021/07/coffee.jpg", "photo", saved(coffee, "JPEG", quality=92))
-    plant("2021/07/cat.png", "photo", saved(cat, "PNG"))
-    plant("2021/07/rocket.jpg", "photo", shipped("rocket.jpg"))
-    plant("2022/sky/hubble.jpg", "photo", shipped("hubble_deep_field.jpg"))
-    plant("2022/eye/retina.jpg", "photo", shipped("retina.jpg"))
-    plant("2022/lab/tissue.png", "photo", shipped("ihc.png"))
-    plant("2022/lab/cell.png", "photo", shipped("cell.png"))
-    plant("2022/grey/camera.jpg", "photo", saved(camera, "JPEG", quality=90))
-    plant("2022/grey/coins.png", "photo", shipped("coins.png"))
-    plant("2022/grey/moon.webp", "photo", saved(moon, "WEBP", quality=90))
-    plant("textures/grass.jpg", "photo", saved(photograph("grass.png"), "JPEG", quality=85))
-    plant("textures/gravel.jpg", "photo", saved(photograph("gravel.png"), "JPEG", quality=85))
-    plant("textures/brick.jpg", "photo", saved(photograph("brick.png"), "JPEG", quality=88))
-    plant("2022/clock.png", "photo", shipped("clock_motion.png"))
-    plant("shop/colour-wheel.png", "photo", saved(colours, "PNG"))
+    portrait = saved(p.astronaut, "JPEG", quality=95, icc_profile=bytes(profile), exif=camera_exif(), xmp=XMP)
+    planting.plant("2021/06/IMG_2041.JPG", "photo", portrait, uploaded_by="demo", album="portraits")
+    sideways = p.left.transpose(Image.ROTATE_90)  # orientation 6 turns it upright again
+    planting.plant("2021/06/IMG_2042.JPG", "photo", saved(sideways, "JPEG", quality=93, exif=camera_exif(6)))
+    planting.plant("2021/06/IMG_2043.JPG", "photo", saved(p.right, "JPEG", quality=93, exif=camera_exif()))
+    planting.plant("2021/07/coffee.jpg", "photo", saved(p.coffee, "JPEG", quality=92))
+    planting.plant("2021/07/cat.png", "photo", saved(p.cat, "PNG"))
+    planting.plant("2021/07/rocket.jpg", "photo", shipped("rocket.jpg"))
+    planting.plant("2022/sky/hubble.jpg", "photo", shipped("hubble_deep_field.jpg"))
+    planting.plant("2022/eye/retina.jpg", "photo", shipped("retina.jpg"))
+    planting.plant("2022/lab/tissue.png", "photo", shipped("ihc.png"))
+    planting.plant("2022/lab/cell.png", "photo", shipped("cell.png"))
+    planting.plant("2022/grey/camera.jpg", "photo", saved(p.camera, "JPEG", quality=90))
+    planting.plant("2022/grey/coins.png", "photo", shipped("coins.png"))
+    planting.plant("2022/grey/moon.webp", "photo", saved(p.moon, "WEBP", quality=90))
+    planting.plant("textures/grass.jpg", "photo", saved(photograph("grass.png"), "JPEG", quality=85))
+    planting.plant("textures/gravel.jpg", "photo", saved(photograph("gravel.png"), "JPEG", quality=85))
+    planting.plant("textures/brick.jpg", "photo", saved(photograph("brick.png"), "JPEG", quality=88))
+    planting.plant("2022/clock.png", "photo", shipped("clock_motion.png"))
+    planting.plant("shop/colour-wheel.png", "photo", saved(p.colours, "PNG"))
     for name, box in {"north": (120, 60, 620, 420), "south": (330, 480, 940, 860)}.items():
-        plant(f"2022/sky/{name}.jpg", "photo", saved(hubble.crop(box), "JPEG", quality=90))
+        planting.plant(f"2022/sky/{name}.jpg", "photo", saved(p.hubble.crop(box), "JPEG", quality=90))
     for name, box in {"disc": (820, 470, 1330, 950), "vessels": (330, 330, 830, 760)}.items():
-        plant(f"2022/eye/{name}.webp", "photo", saved(retina.crop(box), "WEBP", quality=92))
+        planting.plant(f"2022/eye/{name}.webp", "photo", saved(p.retina.crop(box), "WEBP", quality=92))
     # Mirrored, a picture has other hashes: contents of its own for what follows.
-    plant(
+    planting.plant(
         "shop/coffee-other-side.jpg",
         "photo",
-        saved(ImageOps.mirror(coffee).crop((40, 0, 600, 360)), "JPEG", quality=80),
+        saved(ImageOps.mirror(p.coffee).crop((40, 0, 600, 360)), "JPEG", quality=80),
     )
-    plant("user uploads/Café Übung 100%.jpeg", "photo", saved(ImageOps.mirror(right), "JPEG", quality=75))
-    plant(
+    planting.plant("user uploads/Café Übung 100%.jpeg", "photo", saved(ImageOps.mirror(p.right), "JPEG", quality=75))
+    planting.plant(
         "user uploads/写真 1.jpg",
         "photo",
-        saved(ImageOps.mirror(rocket), "JPEG", quality=70, progressive=True),
+        saved(ImageOps.mirror(p.rocket), "JPEG", quality=70, progressive=True),
     )
-    plant("user uploads/a+b&c=d.jpg", "photo", saved(left.crop((20, 120, 420, 480)), "JPEG", quality=88))
-    plant(long_key("picture.jpg"), "photo", saved(ImageOps.mirror(camera), "JPEG", quality=88))
+    planting.plant("user uploads/a+b&c=d.jpg", "photo", saved(p.left.crop((20, 120, 420, 480)), "JPEG", quality=88))
+    planting.plant(long_key("picture.jpg"), "photo", saved(ImageOps.mirror(p.camera), "JPEG", quality=88))
     # The same stem twice, other contents.
-    plant("shop/a.jpg", "photo", saved(ImageOps.flip(cat), "JPEG", quality=90))
-    plant("shop/a.png", "photo", saved(ImageOps.flip(coffee).crop((0, 0, 320, 300)), "PNG"))
+    planting.plant("shop/a.jpg", "photo", saved(ImageOps.flip(p.cat), "JPEG", quality=90))
+    planting.plant("shop/a.png", "photo", saved(ImageOps.flip(p.coffee).crop((0, 0, 320, 300)), "PNG"))
 
-    # Text: screens and scans must reach the target or stay as they are.
-    plant("screens/storage.png", "text", saved(screenshot(), "PNG", optimize=True))
-    plant("screens/storage-shared.jpg", "text", saved(ImageOps.mirror(screenshot()), "JPEG", quality=70))
-    plant("scans/letter.jpg", "text", saved(letter(), "JPEG", quality=80))
-    plant("scans/page.png", "text", shipped("page.png"))
-    plant("scans/handwriting.png", "text", shipped("text.png"))
 
-    # Copies.
-    by_key = {item.key: item.data for item in out}
+def plant_text(planting: Planting, p: SimpleNamespace) -> None:
+    """Text: screens and scans must reach the target or stay as they are."""
+    planting.plant("screens/storage.png", "text", saved(screenshot(), "PNG", optimize=True))
+    planting.plant("screens/storage-shared.jpg", "text", saved(ImageOps.mirror(screenshot()), "JPEG", quality=70))
+    planting.plant("scans/letter.jpg", "text", saved(letter(), "JPEG", quality=80))
+    planting.plant("scans/page.png", "text", shipped("page.png"))
+    planting.plant("scans/handwriting.png", "text", shipped("text.png"))
+
+
+def plant_copies(planting: Planting, p: SimpleNamespace) -> None:
+    """Copies of what was planted before, of all kinds."""
+    by_key = {item.key: item.data for item in planting.planted}
     for key, of in {
         "backup/2021-06/IMG_2041.JPG": "2021/06/IMG_2041.JPG",
         "backup/2021-07/coffee.jpg": "2021/07/coffee.jpg",
@@ -250,134 +271,148 @@ def bucket() -> list[Planted]:
         "shop/old/tissue.png": "2022/lab/tissue.png",
         "screens/storage_1.png": "screens/storage.png",
     }.items():
-        plant(key, "exact", by_key[of], (DUPLICATE,), of)
+        planting.plant(key, "exact", by_key[of], (DUPLICATE,), of)
     decoded_coffee = Image.open(io.BytesIO(by_key["2021/07/coffee.jpg"]))
     # Any of a group may be the keeper; what its bitstream would give below 30 dB is compressed itself.
     near = (DUPLICATE, COMPRESSED, KEPT)
-    plant("shop/cat.png", "pixel", saved(cat, "PNG", compress_level=9), near, "2021/07/cat.png")
-    plant("shop/coffee.png", "pixel", saved(decoded_coffee, "PNG"), near, "2021/07/coffee.jpg")
-    plant("shop/tissue.webp", "pixel", saved(tissue, "WEBP", lossless=True), near, "2022/lab/tissue.png")
-    plant(
+    planting.plant("shop/cat.png", "pixel", saved(p.cat, "PNG", compress_level=9), near, "2021/07/cat.png")
+    planting.plant("shop/coffee.png", "pixel", saved(decoded_coffee, "PNG"), near, "2021/07/coffee.jpg")
+    planting.plant("shop/tissue.webp", "pixel", saved(p.tissue, "WEBP", lossless=True), near, "2022/lab/tissue.png")
+    planting.plant(
         "cache/portrait-q75.jpg",
         "reencoded",
-        saved(astronaut, "JPEG", quality=75),
+        saved(p.astronaut, "JPEG", quality=75),
         near,
         "2021/06/IMG_2041.JPG",
     )
-    plant("cache/portrait.webp", "reencoded", saved(astronaut, "WEBP", quality=80), near, "2021/06/IMG_2041.JPG")
-    plant("cache/coffee-q60.jpg", "reencoded", saved(coffee, "JPEG", quality=60), near, "2021/07/coffee.jpg")
-    plant("cache/cat-q85.jpg", "reencoded", saved(cat, "JPEG", quality=85), near, "2021/07/cat.png")
-    plant(
+    planting.plant(
+        "cache/portrait.webp", "reencoded", saved(p.astronaut, "WEBP", quality=80), near, "2021/06/IMG_2041.JPG"
+    )
+    planting.plant("cache/coffee-q60.jpg", "reencoded", saved(p.coffee, "JPEG", quality=60), near, "2021/07/coffee.jpg")
+    planting.plant("cache/cat-q85.jpg", "reencoded", saved(p.cat, "JPEG", quality=85), near, "2021/07/cat.png")
+    planting.plant(
         "cache/rocket.avif",
         "reencoded",
-        saved(rocket, "AVIF", quality=75, speed=8),
+        saved(p.rocket, "AVIF", quality=75, speed=8),
         near,
         "2021/07/rocket.jpg",
     )
-    plant("cache/retina-q70.jpg", "reencoded", saved(retina, "JPEG", quality=70), near, "2022/eye/retina.jpg")
-    plant(
+    planting.plant(
+        "cache/retina-q70.jpg", "reencoded", saved(p.retina, "JPEG", quality=70), near, "2022/eye/retina.jpg"
+    )
+    planting.plant(
         "thumbs/portrait@50.jpg",
         "resized",
-        saved(scaled(astronaut, 0.5), "JPEG", quality=90),
+        saved(scaled(p.astronaut, 0.5), "JPEG", quality=90),
         near,
         "2021/06/IMG_2041.JPG",
     )
-    plant(
+    planting.plant(
         "thumbs/coffee@75.jpg",
         "resized",
-        saved(scaled(coffee, 0.75), "JPEG", quality=92),
+        saved(scaled(p.coffee, 0.75), "JPEG", quality=92),
         near,
         "2021/07/coffee.jpg",
     )
-    plant(
+    planting.plant(
         "thumbs/rocket@60.png",
         "resized",
-        saved(scaled(rocket, 0.6), "PNG"),
+        saved(scaled(p.rocket, 0.6), "PNG"),
         near,
         "2021/07/rocket.jpg",
     )
-    plant(
+    planting.plant(
         "thumbs/hubble@40.jpg",
         "resized",
-        saved(scaled(hubble, 0.4), "JPEG", quality=92),
+        saved(scaled(p.hubble, 0.4), "JPEG", quality=92),
         near,
         "2022/sky/hubble.jpg",
     )
-    plant("print/cat@150.jpg", "resized", saved(scaled(cat, 1.5), "JPEG", quality=90), near, "2021/07/cat.png")
-    plant(
+    planting.plant(
+        "print/cat@150.jpg", "resized", saved(scaled(p.cat, 1.5), "JPEG", quality=90), near, "2021/07/cat.png"
+    )
+    planting.plant(
         "thumbs/retina@33.webp",
         "resized",
-        saved(scaled(retina, 0.33), "WEBP", quality=90),
+        saved(scaled(p.retina, 0.33), "WEBP", quality=90),
         near,
         "2022/eye/retina.jpg",
     )
 
-    # Noise, on contents that are not elsewhere in the bucket.
-    plant(
+
+def plant_noise(planting: Planting, p: SimpleNamespace) -> None:
+    """Noise, on contents that are not elsewhere in the bucket."""
+    planting.plant(
         "night/hall-iso3200.png",
         "noisy",
-        saved(noisy(ImageOps.mirror(astronaut).crop((0, 60, 480, 460)), 15, 1), "PNG"),
+        saved(noisy(ImageOps.mirror(p.astronaut).crop((0, 60, 480, 460)), 15, 1), "PNG"),
     )
-    plant(
+    planting.plant(
         "night/table-iso6400.jpg",
         "noisy",
-        saved(noisy(ImageOps.flip(coffee).crop((150, 0, 600, 400)), 22, 2), "JPEG", quality=95),
+        saved(noisy(ImageOps.flip(p.coffee).crop((150, 0, 600, 400)), 22, 2), "JPEG", quality=95),
     )
-    plant("night/cat-iso12800.png", "noisy", saved(noisy(ImageOps.mirror(cat), 30, 3), "PNG"))
-    plant(
+    planting.plant("night/cat-iso12800.png", "noisy", saved(noisy(ImageOps.mirror(p.cat), 30, 3), "PNG"))
+    planting.plant(
         "night/engine-iso3200.jpg",
         "noisy",
-        saved(noisy(right.crop((330, 60, 741, 440)), 16, 4, shot=True), "JPEG", quality=95),
+        saved(noisy(p.right.crop((330, 60, 741, 440)), 16, 4, shot=True), "JPEG", quality=95),
     )
 
-    # Small ones.
-    plant("icons/face.png", "small", saved(astronaut.crop((180, 60, 276, 156)), "PNG"))
-    plant("icons/eye.jpg", "small", saved(cat.crop((120, 80, 200, 140)), "JPEG", quality=90))
-    plant("icons/beans.png", "small", saved(coffee.crop((20, 20, 84, 84)), "PNG"))
-    plant("icons/dot.png", "small", saved(Image.new("RGB", (1, 1), (200, 30, 30)), "PNG"))
-    plant("icons/ribbon.png", "small", saved(hubble.resize((1000, 900)).crop((500, 0, 507, 900)), "PNG"))
-    plant("icons/aneurysms.png", "small", shipped("microaneurysms.png"))
 
-    # Modes and containers beyond RGB: carried, or kept with a reason.
-    mask = Image.new("L", coffee.size, 0)
+def plant_small(planting: Planting, p: SimpleNamespace) -> None:
+    """Small ones."""
+    planting.plant("icons/face.png", "small", saved(p.astronaut.crop((180, 60, 276, 156)), "PNG"))
+    planting.plant("icons/eye.jpg", "small", saved(p.cat.crop((120, 80, 200, 140)), "JPEG", quality=90))
+    planting.plant("icons/beans.png", "small", saved(p.coffee.crop((20, 20, 84, 84)), "PNG"))
+    planting.plant("icons/dot.png", "small", saved(Image.new("RGB", (1, 1), (200, 30, 30)), "PNG"))
+    planting.plant("icons/ribbon.png", "small", saved(p.hubble.resize((1000, 900)).crop((500, 0, 507, 900)), "PNG"))
+    planting.plant("icons/aneurysms.png", "small", shipped("microaneurysms.png"))
+
+
+def plant_odd(planting: Planting, p: SimpleNamespace) -> None:
+    """Modes and containers beyond RGB: carried, or kept with a reason."""
+    mask = Image.new("L", p.coffee.size, 0)
     ImageDraw.Draw(mask).ellipse((60, 30, 540, 370), fill=255)
-    cut_out = ImageOps.mirror(ImageOps.flip(coffee))
+    cut_out = ImageOps.mirror(ImageOps.flip(p.coffee))
     cut_out.putalpha(mask.filter(ImageFilter.GaussianBlur(4)))
-    plant("odd/cut-out.png", "odd", saved(cut_out, "PNG"))
-    plant("odd/logo.png", "odd", shipped("logo.png"))
-    grey_alpha = Image.merge("LA", (ImageOps.flip(moon), Image.linear_gradient("L").resize(moon.size)))
-    plant("odd/moon-fading.png", "odd", saved(grey_alpha, "PNG"))
-    plant("odd/palette.png", "odd", saved(ImageOps.flip(astronaut).quantize(64), "PNG"))
-    plant("odd/silhouette.png", "odd", saved(photograph("horse.png").convert("L").convert("1"), "PNG"))
-    plant("odd/bitmap.bmp", "odd", saved(ImageOps.flip(rocket).crop((0, 0, 400, 300)), "BMP"))
-    plant("odd/print.jpg", "odd", saved(ImageOps.flip(right).convert("CMYK"), "JPEG", quality=90), (KEPT,))
-    plant("odd/deep.png", "odd", deep_png(left.crop((300, 0, 700, 300))), (KEPT,))
-    deep_grey = Image.fromarray(np.asarray(coins).astype(np.uint16) * 256 + 77)
-    plant("odd/deep-grey.png", "odd", saved(deep_grey, "PNG"), (KEPT,))
-    heights = Image.fromarray(np.asarray(camera.resize((200, 200)), np.float32) / 255)
-    plant("odd/heights.tif", "odd", saved(heights, "TIFF"), (KEPT,))
-    plant("odd/moving.gif", "odd", shipped("no_time_for_that_tiny.gif"), (KEPT,))
+    planting.plant("odd/cut-out.png", "odd", saved(cut_out, "PNG"))
+    planting.plant("odd/logo.png", "odd", shipped("logo.png"))
+    grey_alpha = Image.merge("LA", (ImageOps.flip(p.moon), Image.linear_gradient("L").resize(p.moon.size)))
+    planting.plant("odd/moon-fading.png", "odd", saved(grey_alpha, "PNG"))
+    planting.plant("odd/palette.png", "odd", saved(ImageOps.flip(p.astronaut).quantize(64), "PNG"))
+    planting.plant("odd/silhouette.png", "odd", saved(photograph("horse.png").convert("L").convert("1"), "PNG"))
+    planting.plant("odd/bitmap.bmp", "odd", saved(ImageOps.flip(p.rocket).crop((0, 0, 400, 300)), "BMP"))
+    planting.plant("odd/print.jpg", "odd", saved(ImageOps.flip(p.right).convert("CMYK"), "JPEG", quality=90), (KEPT,))
+    planting.plant("odd/deep.png", "odd", deep_png(p.left.crop((300, 0, 700, 300))), (KEPT,))
+    deep_grey = Image.fromarray(np.asarray(p.coins).astype(np.uint16) * 256 + 77)
+    planting.plant("odd/deep-grey.png", "odd", saved(deep_grey, "PNG"), (KEPT,))
+    heights = Image.fromarray(np.asarray(p.camera.resize((200, 200)), np.float32) / 255)
+    planting.plant("odd/heights.tif", "odd", saved(heights, "TIFF"), (KEPT,))
+    planting.plant("odd/moving.gif", "odd", shipped("no_time_for_that_tiny.gif"), (KEPT,))
     pages = [letter().resize((310, 400)), ImageOps.flip(letter()).resize((310, 400))]
-    plant("odd/two-pages.tif", "odd", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), (KEPT,))
+    planting.plant("odd/two-pages.tif", "odd", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), (KEPT,))
 
-    # Broken files, and files that are no pictures.
-    plant("broken/cut-off.jpg", "broken", saved(ImageOps.mirror(hubble), "JPEG", quality=85)[:40_000], (FAILED,))
-    plant("broken/cut-off.png", "broken", saved(ImageOps.mirror(tissue), "PNG")[:90_000], (FAILED,))
-    plant("broken/empty.jpg", "broken", b"", (FAILED, SKIPPED))
-    flipped = bytearray(saved(ImageOps.flip(tissue), "PNG"))
+
+def plant_broken(planting: Planting, p: SimpleNamespace) -> None:
+    """Broken files, and files that are no pictures."""
+    planting.plant(
+        "broken/cut-off.jpg", "broken", saved(ImageOps.mirror(p.hubble), "JPEG", quality=85)[:40_000], (FAILED,)
+    )
+    planting.plant("broken/cut-off.png", "broken", saved(ImageOps.mirror(p.tissue), "PNG")[:90_000], (FAILED,))
+    planting.plant("broken/empty.jpg", "broken", b"", (FAILED, SKIPPED))
+    flipped = bytearray(saved(ImageOps.flip(p.tissue), "PNG"))
     flipped[60_000:60_016] = bytes(byte ^ 0x5A for byte in flipped[60_000:60_016])
-    plant("broken/flipped-bits.png", "broken", bytes(flipped), (FAILED,))
-    plant("broken/bomb.png", "broken", bomb(), (FAILED,))
-    plant(
+    planting.plant("broken/flipped-bits.png", "broken", bytes(flipped), (FAILED,))
+    planting.plant("broken/bomb.png", "broken", bomb(), (FAILED,))
+    planting.plant(
         "broken/renamed.jpg",
         "other",
         b"<!doctype html><title>404</title><p>No such picture here.\n",
         (SKIPPED,),
     )
-    plant("notes/readme.txt", "other", b"Pictures from the demo. Nothing here is needed.\n" * 20, (SKIPPED,))
-    plant("notes/albums.json", "other", json.dumps({"portraits": ["IMG_2041"]}).encode(), (SKIPPED,))
-    copied = {item.of for item in out}
-    return [replace(item, statuses=(*item.statuses, DUPLICATE)) if item.key in copied else item for item in out]
+    planting.plant("notes/readme.txt", "other", b"Pictures from the demo. Nothing here is needed.\n" * 20, (SKIPPED,))
+    planting.plant("notes/albums.json", "other", json.dumps({"portraits": ["IMG_2041"]}).encode(), (SKIPPED,))
 
 
 def fill(store) -> dict[str, Planted]:
