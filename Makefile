@@ -14,7 +14,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) install --quiet --no-deps -r requirements.lock
 	$(BIN)/python $(PIP) install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m codec.warm
+	$(BIN)/python -m codec.precompile
 	touch $@
 
 demo: setup

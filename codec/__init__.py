@@ -1,34 +1,34 @@
 """Learned image compression: pictures <-> .npi bitstreams that decode alike on every machine.
 
-    encode, encode_batch      picture(s) -> bytes             (coder.py)
-    decode, decode_batch      bytes -> PIL image(s)           (coder.py)
+    encode, encode_batch      picture(s) -> bytes             (encoder.py)
+    decode, decode_batch      bytes -> PIL image(s)           (decoder.py)
     decode_picture            bytes -> Picture with ICC, EXIF, XMP
     info                      what a bitstream says of itself
-    allocate                  a byte budget over many pictures, from each one's RatePoints (rate.py)
-    target_level              the level at which a prepared picture meets a target; parse_target reads one
-    open_picture, Picture     image files as upright 8-bit pictures (pixels.py)
+    prepare                   one picture's analysis, to be coded at several levels
+    target_level              the level at which it meets a target; parse_target reads one
+    allocate                  a byte budget over many pictures, from each one's RatePoints
+    open_picture, Picture     image files as upright 8-bit pictures
     CodecError and below it BadBitstream, UnknownVersion, UnknownModel, TargetUnreachable; BudgetTooSmall, a
     ValueError; PictureError for image files
 
-Names are imported at first use, so that `import codec.pixels` does not bring in torch.
+Rooms: network (the networks as they are trained), engine (the same at work), entropy (symbols <-> words), bitstream
+(the file), pictures (image files), rate_control, training. Names are imported at first use, so that `import codec`
+does not bring in torch.
 """
 
 from importlib import import_module
 
 _HOMES = {
-    "coder": (
-        "Prepared", "decode", "decode_batch", "decode_picture", "encode", "encode_batch", "get_model", "info",
-        "prepare",
-    ),
-    "container": ("BadBitstream", "CodecError", "UnknownModel", "UnknownVersion"),
-    "pixels": (
-        "BrokenPicture", "NotAPicture", "Picture", "PictureError", "UncarriedPicture", "open_picture", "picture_bytes",
-        "picture_from_image", "pixel_sha256",
-    ),
-    "rate": (
-        "Allocation", "BudgetTooSmall", "RatePoint", "Reached", "SAMPLE_LEVELS", "TargetUnreachable", "allocate",
-        "parse_target", "target_level",
-    ),
+    "decoder": ("decode", "decode_batch", "decode_picture", "info"),
+    "encoder": ("AnalysedPicture", "encode", "encode_batch", "prepare"),
+    "errors": ("BadBitstream", "CodecError", "UnknownModel", "UnknownVersion"),
+    "format": ("level_of",),
+    "models": ("default_model", "find_model", "get_model"),
+    "pictures.errors": ("BrokenPicture", "NotAPicture", "PictureError", "UncarriedPicture"),
+    "pictures.files": ("Picture", "open_picture", "picture_bytes", "picture_from_image", "pixel_sha256"),
+    "rate_control.budget": ("Allocation", "BudgetTooSmall", "RatePoint", "SAMPLE_LEVELS", "allocate"),
+    "rate_control.target": ("Reached", "TargetUnreachable", "parse_target", "target_level"),
+    "tensors": ("model_id",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

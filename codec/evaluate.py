@@ -27,7 +27,6 @@ from PIL import Image
 from codec import metrics
 
 OURS = "nightpress"
-FILTERED = "nightpress-postfilter"  # pictures through the post-filter, at which the encoder's effort aims then
 ANCHORS = ("jpeg", "hevc")
 
 SCHEMA = pa.schema(
@@ -148,41 +147,32 @@ def _hevc() -> Codec:
     return Codec("hevc", "HEVC 4:4:4 (x265)", settings, encode, decode, version)
 
 
-def _ours(
-    name: str, model=None, device: str = "auto", precision: str = "auto", effort: int = 0, postfilter=None
-) -> Codec:
-    from codec import coder
+def _ours(model=None, device: str = "auto", precision: str = "auto") -> Codec:
+    from codec import decoder, encoder, models
+    from codec.format import VERSION
 
-    if name == FILTERED and postfilter is None:
-        raise ValueError(f"{FILTERED} needs a post-filter: give evaluate one, as `nightpress evaluate` does")
-    mender = postfilter if name == FILTERED else None
-    net = coder.get_model(model, device=device, precision=precision)
+    net = models.get_model(model, device=device, precision=precision)
 
     def encode(image: Image.Image, quality: float) -> bytes:
-        return coder.encode(image, quality, model=net, effort=effort, postfilter=mender)
+        return encoder.encode(image, quality, model=net)
 
     def decode(data: bytes) -> np.ndarray:
-        image = coder.decode(data, model=net)
-        return np.asarray(mender(image, coder.info(data)) if mender else image)
+        return np.asarray(decoder.decode(data, model=net))
 
-    version = f"npi {coder.format_version(net)}, {net.precision_name} on {net.log_gain.device.type}, effort {effort}"
-    version += f", post-filter {mender.identity}" if mender else ""
-    return Codec(name, title_of(name), tuple(range(0, 101, 10)), encode, decode, version, net.identity)
+    version = f"npi {VERSION}, {net.precision_name} on {net.log_gain.device.type}"
+    return Codec(OURS, title_of(OURS), tuple(range(0, 101, 10)), encode, decode, version, net.identity)
 
 
 STANDARD = {
     "jpeg": _jpeg, "webp": _webp, "jpeg2000": _jpeg2000, "avif": _avif, "jxl": _jxl, "hevc": _hevc,
 }  # fmt: skip
-MINE = (OURS, FILTERED)
-NAMES = (*MINE, *STANDARD)
-USUAL = (OURS, *STANDARD)
+NAMES = (OURS, *STANDARD)
 
 
 def codec_named(name: str, **ours) -> Codec:
-    """One of NAMES, ready to use; `ours`: model, device, precision, effort, postfilter. Raises ValueError for another
-    name."""
-    if name in MINE:
-        return _ours(name, **ours)
+    """One of NAMES, ready to use; `ours`: model, device, precision. Raises ValueError for another name."""
+    if name == OURS:
+        return _ours(**ours)
     if name not in STANDARD:
         raise ValueError(f"unknown codec {name!r}; there are {', '.join(NAMES)}")
     return STANDARD[name]()
@@ -193,7 +183,7 @@ def codec_named(name: str, **ours) -> Codec:
 
 def open_pictures(folder: str | Path) -> tuple[list[tuple[str, Image.Image]], dict[str, str]]:
     """Pictures below a folder as (relative name, L or RGB image), and the reasons why others were left out."""
-    from codec.pixels import PictureError, open_picture
+    from codec import PictureError, open_picture
 
     pictures, left_out = [], {}
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
@@ -339,22 +329,19 @@ def _axes(points: list[dict], metric: str) -> tuple[list[float], list[float]]:
 def evaluate(
     folder: str | Path,
     out: str | Path,
-    codecs: Sequence[str] = USUAL,
+    codecs: Sequence[str] = NAMES,
     *,
     reference: str | Path | None = None,
     points: int | None = None,
     model=None,
     device: str = "auto",
     precision: str = "auto",
-    effort: int = 0,
-    postfilter=None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict:
     """Measure `codecs` on the pictures below `folder`, merge with what `out` already has, write everything there.
 
-    points: at most so many settings a codec; postfilter: a coder.Postfilter, for the codec of that name;
-    progress(codec, done, total) after each picture and setting. Returns what curves.json holds. Raises ValueError for
-    unknown codecs or a folder without a picture that can be compared.
+    points: at most so many settings a codec; progress(codec, done, total) after each picture and setting. Returns what
+    curves.json holds. Raises ValueError for unknown codecs or a folder without a picture that can be compared.
     """
     out = Path(out)
     makers = [name for name in dict.fromkeys(codecs)]
@@ -366,9 +353,9 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     stored = out / "points.parquet"
     table = _kept_rows(stored, pictures, makers)
-    ours = {"model": model, "device": device, "precision": precision, "effort": effort, "postfilter": postfilter}
+    ours = {"model": model, "device": device, "precision": precision}
     for name in makers:
-        codec = codec_named(name, **(ours if name in MINE else {}))
+        codec = codec_named(name, **(ours if name == OURS else {}))
         settings = thinned(codec.settings, points)
         codec.decode(codec.encode(pictures[0][1], settings[len(settings) // 2]))  # loads and compiles before the clock
         rows = []
@@ -408,7 +395,7 @@ def write_comparison(
         "left_out": left_out or {},
         "incomplete": sorted(set(versions) - set(measured)),  # measured, but at no setting on all of these pictures
         "versions": {name: versions[name]["version"] for name in measured},
-        "model": next((versions[name]["model"] for name in MINE if name in measured), None),
+        "model": versions[OURS]["model"] if OURS in measured else None,
         "curves": measured,
         "bd_rate": compare(measured),
         "published_bd_rate": {
@@ -429,7 +416,7 @@ def write_comparison(
 
 def title_of(name: str) -> str:
     return {
-        OURS: "Nightpress", FILTERED: "Nightpress, post-filter", "jpeg": "JPEG 4:2:0", "webp": "WebP",
+        OURS: "Nightpress", "jpeg": "JPEG 4:2:0", "webp": "WebP",
         "jpeg2000": "JPEG 2000", "avif": "AVIF", "jxl": "JPEG XL", "hevc": "HEVC 4:4:4",
     }.get(name, name)  # fmt: skip
 
@@ -476,7 +463,7 @@ def markdown(content: dict) -> str:
 
 
 COLOURS = {
-    OURS: "#d1495b", FILTERED: "#8c1c2e", "jpeg": "#6c757d", "webp": "#2a9d8f", "jpeg2000": "#8d6a9f",
+    OURS: "#d1495b", "jpeg": "#6c757d", "webp": "#2a9d8f", "jpeg2000": "#8d6a9f",
     "avif": "#e09f3e", "jxl": "#3a7ca5", "hevc": "#386641",
 }  # fmt: skip
 

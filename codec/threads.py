@@ -1,8 +1,8 @@
 """How the codec uses several cores: pieces of the work side by side, each with one of torch's threads to itself.
 
-Within `team` torch works in the calling thread alone, and `each` hands pieces to as many threads as torch had (at most
-LARGEST_TEAM). That scales better than the operations within one piece, between which lies much that torch does in one
-thread, and its idle threads do not take the cores from the others.
+Within `team` torch works in the calling thread alone, and `map_threads` hands pieces to as many threads as torch had
+(at most LARGEST_TEAM). That scales better than the operations within one piece, between which lies much that torch does
+in one thread, and its idle threads do not take the cores from the others.
 """
 
 import contextlib
@@ -64,8 +64,8 @@ def _for_new_threads(threads: int) -> None:
 
 @contextlib.contextmanager
 def team(cuda: bool = False) -> Iterator[None]:
-    """Gives `each` the threads that torch has in this thread, and torch one; with `cuda`, where pieces are only what
-    follows the networks, torch keeps its own. Within another team: nothing."""
+    """Gives `map_threads` the threads that torch has in this thread, and torch one; with `cuda`, where pieces are only
+    what follows the networks, torch keeps its own. Within another team: nothing."""
     _keep_freed_memory()
     threads = torch.get_num_threads()
     if threads == 1 or team_size() > 1:  # one, as it is in the pool
@@ -84,11 +84,11 @@ def team(cuda: bool = False) -> Iterator[None]:
 
 
 def team_size() -> int:
-    """How many threads `each` has here."""
+    """How many threads `map_threads` has here."""
     return getattr(_local, "threads", 1)
 
 
-def each(function: Callable, items: list) -> list:
+def map_threads(function: Callable, items: list) -> list:
     """[function(item)], by the team, the calling thread among it. Inside `function` each thread works alone. The error
     of the first item that has one is raised, when all have stopped."""
     members = team_size()

@@ -127,7 +127,7 @@ def started(make: Callable, tries: int = 5):
 def worker_plugin():
     """Set up once in each worker process, restarted ones included: one torch thread, which GPU is whose.
 
-    Models stay in the process from their first use on (codec.coder.get_model keeps them).
+    Models stay in the process from their first use on (codec.models.get_model keeps them).
     """
     from distributed import WorkerPlugin
 

@@ -185,10 +185,9 @@ def run_similar(args: argparse.Namespace) -> int:
     import io
 
     from codec.pictures.errors import PictureError
-    from codec.pictures.files import open_picture
+    from tasks.duplicates.agreement import agreement, original_of
     from tasks.duplicates.embeddings.embedder import EmbeddingError
     from tasks.duplicates.perceptual_hash import fingerprints
-    from tasks.duplicates.rules import look_alike
     from tasks.duplicates.scan import nearest
     from tasks.report.gallery import similar_page
     from tasks.report.thumbnails import flat
@@ -203,34 +202,36 @@ def run_similar(args: argparse.Namespace) -> int:
     if "error" in query:
         raise WorkFailed(f"{args.image} can't be read as a picture: {query['error']}")
     try:
-        picture = open_picture(data, args.max_pixels).image
+        mine = original_of(data, args.max_pixels)
+        picture = mine.image
     except PictureError:  # 16 bits and the like: shown by its hashes, not compared pixel by pixel
-        picture = None
+        mine = picture = None
     if args.embedding and picture is None:
         raise WorkFailed(f"{args.image} is no 8-bit picture of one frame; --embedding needs one")
     embedder = embedder_of("--embedding", args.embedding)
     try:
-        mine = embedder.embed([picture])[0] if embedder else None
+        vector = embedder.embed([picture])[0] if embedder else None
     except EmbeddingError as error:
         raise WorkFailed(str(error)) from error
     store, rows = _surveyed(args, embedder)
     found = nearest(query, rows, len(rows) if embedder else args.top)
     if embedder:
-        found = nearest_by_vector(mine, found, query["sha256"])[: args.top]
+        found = nearest_by_vector(vector, found, query["sha256"])[: args.top]
     for row in found:
         if row["sha256"] == query["sha256"]:
             row["verdict"], psnr = "the same file", None
         else:
             try:
-                other = open_picture(store.read(row["key"]), args.max_pixels).image
-                look = look_alike(picture, other) if picture is not None else None
+                other = original_of(store.read(row["key"]), args.max_pixels)
+                pair = sorted((mine, other), key=lambda one: -one.image.width * one.image.height) if mine else None
+                look = agreement(*pair) if pair else None
             except (PictureError, StoreError):
                 look = None
-            row["verdict"] = "not compared" if look is None else "a copy" if look.alike else "not a copy"
-            if args.embedding and look is not None and not look.alike:
+            row["verdict"] = "not compared" if look is None else "a copy" if look.agrees else "not a copy"
+            if args.embedding and look is not None and not look.agrees:
                 from tasks.duplicates.local_features import is_copy
 
-                seen = is_copy(picture, other)
+                seen = is_copy(picture, other.image)
                 row["verdict"] = f"an altered copy: {seen.why}" if seen.copy else row["verdict"]
             psnr = look.psnr if look is not None and abs(look.psnr) < float("inf") else None
         row["psnr"] = psnr

@@ -32,9 +32,9 @@ def register(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from codec.evaluate import NAMES, USUAL
+    from codec.evaluate import NAMES
 
-    codecs = USUAL if args.codecs is None else tuple(filter(None, (c.strip().lower() for c in args.codecs.split(","))))
+    codecs = NAMES if args.codecs is None else tuple(filter(None, (c.strip().lower() for c in args.codecs.split(","))))
     if unknown := [name for name in codecs if name not in NAMES]:
         raise WrongUsage(f"--codecs: unknown {', '.join(unknown)}; there are {', '.join(NAMES)}")
     if not args.images.is_dir():

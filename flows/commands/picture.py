@@ -1,6 +1,6 @@
 """`nightpress encode`, `decode` and `info`: one picture file and one .npi file.
 
-The work is codec's (coder.py, rate.py, pixels.py); here only options, files and what is printed.
+The work is codec's; here only options, files and what is printed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def register(subparsers) -> None:
 
 
 def run_encode(args: argparse.Namespace) -> int:
-    from codec.rate import parse_target
+    from codec.rate_control.target import parse_target
 
     try:
         metric, value = parse_target(args.target) if args.target else (None, None)
@@ -73,19 +73,20 @@ def run_encode(args: argparse.Namespace) -> int:
     source = _read(args.image)
     _need_folder(args.file)
 
-    from codec import CodecError, PictureError, coder, open_picture
-    from codec.rate import target_level
+    from codec import CodecError, PictureError, get_model, level_of, open_picture, prepare
+    from codec.encoder import DEFAULT_QUALITY
+    from codec.rate_control.target import target_level
 
     start = time.perf_counter()
     try:
         picture = open_picture(source, args.max_pixels)
-        model = coder.get_model(args.model, device=_device(args.device))
-        prepared = coder.prepare(picture, model)
+        model = get_model(args.model, device=_device(args.device))
+        prepared = prepare(picture, model)
         if metric:
             reached = target_level(prepared, metric, value)
             data, level = reached.bitstream, reached.level
         else:
-            reached, level = None, coder.level_of(coder.DEFAULT_QUALITY if args.quality is None else args.quality)
+            reached, level = None, level_of(DEFAULT_QUALITY if args.quality is None else args.quality)
             data = prepared.code(level)
     except (PictureError, CodecError, ValueError) as error:
         raise WorkFailed(f"{args.image}: {error}") from error

@@ -45,12 +45,12 @@ def train(args: argparse.Namespace) -> int:
     common = {"minutes": args.minutes, "resume": args.resume, "device": device, "seed": args.seed, "say": say}
     try:
         if args.network == "codec":
-            from codec import contexts_fit
-            from codec.train import train as train_codec
+            from codec.training import fit_contexts
+            from codec.training.train import train as train_codec
 
-            path = train_codec(args.data, args.out, start=args.start, joint=True, **common)
+            path = train_codec(args.data, args.out, start=args.start, **common)
             say(f"contexts for {path}")
-            contexts_fit.add(path, args.data, path, CONTEXT_PICTURES, CONTEXT_LEVELS)
+            fit_contexts.add(path, args.data, path, CONTEXT_PICTURES, CONTEXT_LEVELS)
         elif args.network == "embedding":
             from tasks.duplicates.embeddings.train import train as train_embedding
 

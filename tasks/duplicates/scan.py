@@ -18,12 +18,13 @@ import pyarrow as pa
 
 from codec.pictures.errors import PictureError
 from codec.pictures.files import open_picture
+from tasks.duplicates.agreement import Agreement, Original, agreement, original_of
 from tasks.duplicates.embeddings.embedder import Embedder
 from tasks.duplicates.embeddings.neighbours import embedding_candidates
 from tasks.duplicates.groups import candidates, choose_keepers
 from tasks.duplicates.local_features import Confirmation, Features, compare, features
 from tasks.duplicates.perceptual_hash import HASHES, MAX_PIXELS, fingerprints, hex_to_codes
-from tasks.duplicates.rules import Look, keeper_rank, keeper_reason, look_alike, true_pixels
+from tasks.duplicates.rules import keeper_rank, keeper_reason, true_pixels
 from tasks.machine import cores
 from tasks.stores.base import ObjectInfo, StoreError
 
@@ -97,22 +98,22 @@ class _Pictures:
         self.held: OrderedDict = OrderedDict()
         self.pixels = 0
 
-    def of(self, row: dict):
-        """The picture upright, or None with the reason noted in row["uncompared"]."""
+    def of(self, row: dict) -> Original | None:
+        """The picture upright and how it was coded, or None with the reason noted in row["uncompared"]."""
         if row["key"] in self.held:
             self.held.move_to_end(row["key"])
             return self.held[row["key"]]
         try:
-            image = open_picture(self.store.read(row["key"], etag=row["etag"]), self.max_pixels).image
+            original = original_of(self.store.read(row["key"], etag=row["etag"]), self.max_pixels)
         except (PictureError, StoreError) as error:
             row["uncompared"] = f"{type(error).__name__}: {error}"
             return None
-        self.held[row["key"]] = image
-        self.pixels += image.width * image.height
+        self.held[row["key"]] = original
+        self.pixels += original.image.width * original.image.height
         while self.pixels > HELD_PIXELS and len(self.held) > 1:
             _, old = self.held.popitem(last=False)
-            self.pixels -= old.width * old.height
-        return image
+            self.pixels -= old.image.width * old.image.height
+        return original
 
 
 def group(
@@ -135,7 +136,7 @@ def group(
         if row.get("sha256") and row["source_bytes"]:
             same.setdefault(row["sha256"], []).append(row)
     firsts = [min(equal, key=keeper_rank) for equal in same.values()]
-    keeper_of: dict[str, tuple[dict, int, Look | None]] = {}  # sha256 of a near member -> keeper, distance, look
+    keeper_of: dict[str, tuple[dict, int, Agreement | None]] = {}  # sha256 of a near member -> keeper, distance, look
     if kind == "near":
         keeper_of = _near(store, [row for row in firsts if "phash" in row], distance, max_pixels, looked)
     groups: dict[str, list[dict]] = {}
@@ -149,7 +150,7 @@ def group(
     return sorted((g for g in found if len(g) > 1), key=lambda g: (-freed(g), g[0]["key"]))
 
 
-def _member(row: dict, keeper: dict, apart: int, look: Look | None) -> dict:
+def _member(row: dict, keeper: dict, apart: int, look: Agreement | None) -> dict:
     if look is None:
         found, psnr = "exact", None
     elif look.exact and (row["width"], row["height"]) == (keeper["width"], keeper["height"]):
@@ -174,9 +175,9 @@ def _near(store, rows: list[dict], distance: int, max_pixels: int, looked) -> di
     codes = hex_to_codes([row["phash"] for row in rows])
     close = candidates(codes, [keeper_rank(row) for row in rows], distance)
     for at in np.unique(np.concatenate(close[:2])).tolist():  # only those that may matter are decoded and measured
-        if (image := pictures.of(rows[at])) is not None:
-            rows[at]["true_pixels"] = true_pixels(image)
-    looks: dict[tuple[int, int], Look] = {}
+        if (original := pictures.of(rows[at])) is not None:
+            rows[at]["true_pixels"] = true_pixels(original.image)
+    looks: dict[tuple[int, int], Agreement] = {}
 
     def confirm(keepers: np.ndarray, members: np.ndarray) -> np.ndarray:
         alike = np.zeros(keepers.size, dtype=bool)
@@ -184,8 +185,8 @@ def _near(store, rows: list[dict], distance: int, max_pixels: int, looked) -> di
             keeper, member = rows[keepers[at]], rows[members[at]]
             a, b = pictures.of(keeper), pictures.of(member)
             if a is not None and b is not None:
-                looks[int(keepers[at]), int(members[at])] = look = look_alike(a, b)
-                alike[at] = look.alike
+                looks[int(keepers[at]), int(members[at])] = look = agreement(a, b)
+                alike[at] = look.agrees
             looked(1)
         return alike
 
@@ -225,8 +226,8 @@ def altered(
 
     @functools.lru_cache(HELD_POINTS)
     def points(at: int, mirrored: bool = False) -> Features | None:
-        image = pictures.of(rows[at])
-        return None if image is None else features(image, mirrored=mirrored)
+        original = pictures.of(rows[at])
+        return None if original is None else features(original.image, mirrored=mirrored)
 
     seen: dict[tuple[int, int], Confirmation] = {}
 

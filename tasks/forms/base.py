@@ -7,7 +7,7 @@ A form says how one source object is stored and what comes back of it: its `byte
 from dataclasses import dataclass
 from typing import Protocol
 
-from codec.pixels import Picture
+from codec.pictures.files import Picture
 
 MAX_FILE_BYTES = 1 << 30  # of a file that a form gives back; what claims more is damaged
 

@@ -9,7 +9,7 @@ What is compressed already (JPEG, PNG, WebP ...) gains nothing here. Where sampl
 
 import hashlib
 
-from codec.pixels import Picture
+from codec.pictures.files import Picture
 from tasks.forms.base import MAX_FILE_BYTES, DamagedData, Declined, Goal, Reader, number, verify_same_bytes
 from tasks.forms.packing import pack, unpack
 from tasks.forms.rasters import MOST, Raster, decode_samples, encode_samples, find_rasters

@@ -13,8 +13,8 @@ import contextlib
 
 import imagecodecs
 
+from codec.pictures.files import Picture
 from codec.pictures.trailing import boxes, jpeg_end
-from codec.pixels import Picture
 from tasks.forms.base import DamagedData, Declined, Goal, Reader, number, verify_same_bytes
 from tasks.forms.packing import pack, unpack
 

@@ -15,8 +15,9 @@ import struct
 
 import numpy as np
 
+from codec.pictures.files import Picture
+from codec.pictures.metadata import upright_exif
 from codec.pictures.sidecar import NotCarried, png_chunks, read_sidecar
-from codec.pixels import Picture, upright_exif
 from tasks.forms.base import DamagedData, Declined, Goal, Reader, number
 from tasks.forms.packing import pack, unpack
 from tasks.forms.png_files import (

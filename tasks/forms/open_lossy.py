@@ -3,7 +3,7 @@
     AVIF or JPEG XL file, with EXIF, XMP and (AVIF) ICC profile where viewers look for them
     box "npsc"  all metadata (codec/pictures/sidecar.py), of which the PNG that comes back is made
 
-The level of a target is found as for the learned codec (codec/rate.py), on a scale of 0..1000 that stands for AVIF's
+The level of a target is found as for the learned codec (codec/rate_control), on a scale of 0..1000 that stands for AVIF's
 quality 0..100 or for JPEG XL's distance 15..0.05, a geometric progression. Alpha has to come back exactly.
 """
 
@@ -13,11 +13,12 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from codec import metrics, rate
+from codec import metrics
+from codec.pictures.files import Picture
 from codec.pictures.profiles import is_srgb
 from codec.pictures.sidecar import NotCarried, Sidecar, png_chunks, read_sidecar
 from codec.pictures.trailing import boxes
-from codec.pixels import Picture
+from codec.rate_control import target as rate
 from codec.ssimulacra2 import MIN_SIDE, Reference
 from tasks.forms.base import DamagedData, Declined, Goal
 from tasks.forms.png_files import COLOUR_TYPES, Header, Png, chunk, write_png

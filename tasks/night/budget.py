@@ -1,17 +1,17 @@
 """Sharing a budget: how many bytes each picture may take, from what it costs at several rates.
 
-The curves come from rate_points.py, the allocation is codec.rate's. compress.py keeps each picture to its share (at
-most that, at least 98 % of it), so that the night lands within 2 % below its budget whatever the interpolation between
-the samples got wrong.
+The curves come from rate_points.py, the allocation is codec.rate_control's. compress.py keeps each picture to its share
+(at most that, at least 98 % of it), so that the night lands within 2 % below its budget whatever the interpolation
+between the samples got wrong.
 """
 
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from codec import rate
+from codec.rate_control.budget import SAMPLE_LEVELS as LEVELS
+from codec.rate_control.budget import RatePoint, allocate
 
-LEVELS = (0, 160, 360, 580, 800, 1000)
 AIM = 0.999  # of the budget; each picture stays below its share
 
 SCHEMA = pa.schema(
@@ -65,9 +65,9 @@ def share(points: pa.Table, budget, sizes: dict[str, int]) -> Shares:
     limit = room(paid) if paid else 0
     if paid:
         samples = [
-            [rate.RatePoint(*point) for point in zip(LEVELS, row["bytes"], row["mse"], strict=False)] for row in paid
+            [RatePoint(*point) for point in zip(LEVELS, row["bytes"], row["mse"], strict=False)] for row in paid
         ]
-        given = rate.allocate(samples, [row["pixels"] for row in paid], limit, aim=AIM)
+        given = allocate(samples, [row["pixels"] for row in paid], limit, aim=AIM)
         for row, size in zip(paid, given.bytes.tolist(), strict=True):
             changes[row["key"]] = {"stored_bytes": max(int(size), row["bytes"][0])}
     spent = sum(change.get("stored_bytes", 0) for change in changes.values())

@@ -1,7 +1,7 @@
 """Restore, compress and verify: each picture to a bitstream that has been decoded again and measured, packed by shard.
 
 What was denoised is encoded clean; what is small may get an enlarged picture beside its bitstream. A picture that
-gains too little or misses its target is `kept`. Finding the level for a target is codec/rate.py's, for a budget
+gains too little or misses its target is `kept`. Finding the level for a target is codec/rate_control's, for a budget
 rate_points.py's; which pictures come here is plan.py's.
 
 Under DEST, per shard: bitstreams under PACKED_BELOW one after the other, in order of key, in
@@ -18,9 +18,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 from PIL import Image
 
-from codec import coder, metrics, rate
-from codec.coder import CodecError
-from codec.pixels import Picture, PictureError, open_picture
+from codec import decoder, encoder, metrics, models
+from codec.errors import CodecError
+from codec.format import level_of
+from codec.pictures.errors import PictureError
+from codec.pictures.files import Picture, open_picture
+from codec.rate_control import target as rate
 from tasks.night.catalog import CATALOG_SCHEMA, table_of
 from tasks.night.fingerprint import MAX_BYTES, failure
 from tasks.night.model_files import NoModel, codec_model, local_copy
@@ -105,24 +108,24 @@ def unstored(status: str, reason: str | None = None) -> dict:
 def encode_verified(night: Night, row: dict, picture: Picture, model) -> tuple[bytes, dict]:
     """Bitstream that decodes to what it should, and the columns that say so. Raises Kept."""
     image = clean(picture, row)
-    prepared = coder.prepare(image, model)
+    prepared = encoder.prepare(image, model)
     reached = None
     if row["stored_bytes"]:
         bitstream = in_budget(prepared, row["stored_bytes"])
     elif night.quality is not None:
-        bitstream = prepared.code(coder.level_of(night.quality))
+        bitstream = prepared.code(level_of(night.quality))
     else:
         reached = on_target(prepared, night)
         bitstream = reached.bitstream
     del prepared
     refuse_small_gain(len(bitstream), row["size"], night.min_gain)
-    decoded = coder.decode(bitstream, model=model, max_pixels=night.max_pixels)
+    decoded = decoder.decode(bitstream, model=model, max_pixels=night.max_pixels)
     psnr, ms_ssim = metrics.psnr(image.image, decoded), metrics.ms_ssim(image.image, decoded)
     if image.image.mode != decoded.mode or not same_alpha(image.image, decoded):
         raise CodecError("the bitstream decodes to another mode or alpha plane than was encoded")
     if reached:
         refuse_miss(reached.metric, floor_of(night, reached.metric), psnr, ms_ssim)
-    facts = coder.info(bitstream)
+    facts = decoder.info(bitstream)
     source_psnr = metrics.psnr(picture.image, decoded) if row["denoised"] else psnr
     return bitstream, {
         "reason": None, "quality": facts["quality"], "bpp": metrics.bpp(len(bitstream), image.width, image.height),
@@ -136,21 +139,21 @@ def network(night: Night):
     own = codec_model()
     try:
         if own.identity == night.model:
-            return coder.get_model(own.path, device=night.device)
+            return models.get_model(own.path, device=night.device)
         folder = local_copy(store_of(night.dest), f"models/{night.model}.safetensors").parent
-        return coder.get_model(night.model, device=night.device, folders=[str(folder)])
+        return models.get_model(night.model, device=night.device, folders=[str(folder)])
     except (CodecError, ValueError, KeyError, RuntimeError) as error:
         raise NoModel(f"the codec's model {night.model} ({own.path}) can't be used: {error}") from error
 
 
-def on_target(prepared: coder.Prepared, night: Night) -> rate.Reached:
+def on_target(prepared: encoder.AnalysedPicture, night: Night) -> rate.Reached:
     try:
         return rate.target_level(prepared, night.metric, night.target)
     except rate.TargetUnreachable as error:
         raise KeepOriginal(f"the target can't be reached: {error}") from None
 
 
-def in_budget(prepared: coder.Prepared, share: int) -> bytes:
+def in_budget(prepared: encoder.AnalysedPicture, share: int) -> bytes:
     try:
         return rate.target_level(prepared, "bytes", share).bitstream
     except rate.TargetUnreachable as error:

@@ -13,8 +13,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from codec.pictures.errors import BrokenPicture, NotAPicture, PictureError, UncarriedPicture
+from codec.pictures.files import Picture, open_picture, pixel_sha256
 from codec.pictures.profiles import is_srgb
-from codec.pixels import BrokenPicture, NotAPicture, Picture, PictureError, UncarriedPicture, open_picture, pixel_sha256
 from tasks.duplicates.perceptual_hash import hashes_of
 from tasks.duplicates.rules import true_pixels
 from tasks.night.catalog import CATALOG_SCHEMA, table_of

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from codec import modelfiles
+from codec.errors import UnknownModel
+from codec.models import default_model
 from tasks.machine import cache_folder
 from tasks.stores.base import AlreadyExists, Store
 
@@ -41,10 +42,10 @@ def _codec_model(named: str | None) -> ModelFile:
             return ModelFile(identity_of(Path(named)), Path(named))
         except OSError as error:
             raise NoModel(f"${VARIABLE} names {named}: {error.strerror}") from None
-    found = modelfiles.default_file()
-    if found is None:
-        where = modelfiles.WEIGHTS
-        raise NoModel(f"no trained model in {where}; train one with `nightpress train codec` and put it there")
+    try:
+        found = default_model()
+    except UnknownModel as error:
+        raise NoModel(str(error)) from error
     return ModelFile(identity_of(found), found)
 
 

@@ -2,9 +2,9 @@
 
 import pyarrow as pa
 
-from codec import coder
+from codec.encoder import prepare
 from codec.metrics import psnr
-from codec.pixels import PictureError
+from codec.pictures.errors import PictureError
 from tasks.night import compress
 from tasks.night.budget import LEVELS, SCHEMA
 from tasks.night.catalog import table_of
@@ -23,7 +23,7 @@ def sample(night: Night, item: dict, fetched) -> dict:
     try:
         picture = compress.opened(night, item, fetched)
         image = compress.clean(picture, item)
-        prepared = coder.prepare(image, model)
+        prepared = prepare(image, model)
         most = item["size"] * (1 - night.min_gain / 100)
         points = []
         for level in LEVELS:

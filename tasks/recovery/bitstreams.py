@@ -1,6 +1,6 @@
-"""Bitstreams under DEST, read, checked and decoded: many of one pack at once, models fetched where they are missing.
+"""Stored bytes under DEST, read, checked and decoded: many of one pack at once, models fetched where they are missing.
 
-What is done with the pictures is restore.py's.
+What they are stored as is tasks/forms'; what is done with files and pictures is restore.py's.
 """
 
 import contextlib
@@ -49,18 +49,28 @@ class Bitstreams:
         except StoreError:  # each picture, read on its own, will say what is wrong
             return None
 
-    def picture(self, row: dict, place: Place, pack: Pack | None):
-        """The decoded picture (codec's Picture) of a row's bitstream. Raises StoreError, CodecError."""
-        from codec.coder import decode_picture
-
+    def data(self, row: dict, place: Place, pack: Pack | None) -> bytes:
+        """A row's stored bytes, as the run wrote them. Raises StoreError."""
         data = self._bytes(row, place, pack)
         if row["output_sha256"] and hashlib.sha256(data).hexdigest() != row["output_sha256"]:
             raise StoreError(
                 f"{row['output_key']} at {place[0]}: its sha256 is not the one recorded by run {self.run_id}; "
                 "the bitstream under DEST is damaged. Bring that object back from a version or backup"
             )
+        return data
+
+    def picture(self, row: dict, data: bytes):
+        """The picture (codec's Picture) that stored bytes decode to. Raises StoreError, CodecError, ValueError."""
+        from tasks.forms.stored import picture_of
+
         self._provide_model(row["model"])
-        return decode_picture(data, models=[str(self._models)], device=self.device, max_pixels=NO_LIMIT)
+        return picture_of(data, models=[str(self._models)], device=self.device, max_pixels=NO_LIMIT)
+
+    def file(self, data: bytes) -> bytes:
+        """The file that stored bytes without loss give back. Raises ValueError where they are damaged."""
+        from tasks.forms.stored import file_of
+
+        return file_of(data, models=[str(self._models)], device=self.device)
 
     def _bytes(self, row: dict, place: Place, pack: Pack | None) -> bytes:
         offset, length = place
@@ -73,7 +83,7 @@ class Bitstreams:
     def _provide_model(self, identity: str | None) -> None:
         """Make sure that the model is found: in the package, else fetched from DEST/models and checked."""
         from codec import UnknownModel
-        from codec.coder import find_model
+        from codec.models import find_model
 
         with self._lock:
             if identity is None or identity in self._models_found:

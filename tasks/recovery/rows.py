@@ -19,7 +19,7 @@ UNKNOWN_TURN = 0  # of a row that is cut from its keeper, where only the report 
 
 def png(picture, row: dict) -> bytes:
     """The decoded keeper as row's own picture: its width x height, grey where it was grey, in PNG."""
-    from codec.pixels import picture_bytes
+    from codec.pictures.files import picture_bytes
     from tasks.duplicates.alignment import given_back
 
     if row["keeper_turn"] == UNKNOWN_TURN:
@@ -34,13 +34,23 @@ def png(picture, row: dict) -> bytes:
     return picture_bytes(replace(picture, image=given_back(picture.image, row, size, mode)))
 
 
+def keeps_its_bytes(row: dict) -> bool:
+    """Whether a key comes back under its own name with its own bytes: copied, or stored by a form that keeps them."""
+    return row["output_key"] is None or row["gives_back"] == "bytes"
+
+
+def comes_back_as_file(row: dict) -> bool:
+    """Whether what a form without loss gives back is written as it is: for its own picture and equal files."""
+    return row["gives_back"] in ("bytes", "pixels") and row["duplicate_kind"] in (None, "exact")
+
+
 def made_of(row: dict) -> str:
     """What a restored object is made of, in a word: equal for two runs that give a key the same content."""
     if row["output_key"] is None:
         return f"copy {row['sha256'] or row['etag']}"
     where = row["output_sha256"] or f"{row['output_key']}@{row['output_offset'] or 0}"
     view = f" {row['keeper_turn']} {row['keeper_box']}" if row["keeper_box"] is not None else ""
-    return f"npi {where} {row['width']}x{row['height']}{view}"
+    return f"{row['form'] or 'npi'} {where} {row['width']}x{row['height']}{view}"
 
 
 def described(row: dict, *, decoded: bool) -> tuple[str | None, dict[str, str], dict[str, str]]:

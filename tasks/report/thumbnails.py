@@ -97,7 +97,7 @@ class Album:
 
     def original(self, row: dict) -> Image.Image:
         """The source picture, upright, RGB. Raises NotShown."""
-        from codec.pixels import open_picture
+        from codec.pictures.files import open_picture
 
         self._checked(row)
         if self.source is None:

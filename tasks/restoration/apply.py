@@ -1,9 +1,9 @@
 """Clean what is noisy, enlarge what is small, leave the rest alone: the step itself, on one picture.
 
-Here: whether a picture is noisy and how strongly (`noise_sigma`, `decide`), the denoisers and enlargers behind one call
-each (`denoise`, `upscale`), tiles with a halo (`run_tiled`). The networks stand in networks.py, how they are trained in
-train.py, what they are worth in evaluate.py; weights/ holds trained ones. Which pictures of a night get here, and where
-the results go, is the night's business.
+Here: the denoisers and enlargers behind one call each (`denoise`, `upscale`), tiles with a halo (`run_tiled`). Whether
+a picture is noisy is decision.py's, the networks stand in networks.py, how they are trained in train.py, what they are
+worth in evaluate.py; weights/ holds trained ones. Which pictures of a night get here, and where the results go, is the
+night's business.
 
 Pictures are Pillow images with 8 bits a channel (L, LA, RGB, RGBA; 1 and P where the answer is clear).
 Profiles and EXIF travel in `image.info`; the alpha plane is never filtered by `denoise`.
@@ -12,30 +12,21 @@ Profiles and EXIF travel in `image.info`; the alpha plane is never filtered by `
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from tasks.restoration import decision, impulses
+from tasks.restoration.noise import UnsupportedPicture, colour_samples
+
 if TYPE_CHECKING:
     from tasks.restoration.networks import Loaded
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-BLOCK = 16  # side of the blocks that the noise estimate looks at, pixels
-MOST_BLOCKS = 2048  # blocks looked at per picture, spread evenly
-LOW_PERCENTILE = 10  # the quiet blocks show the noise, the others show texture
-PERCENTILE_BIAS = 0.875  # under pure noise the low percentile lies this far below sigma (measured)
-CLIPPED = 0.1  # share of black or white samples from which on a block says nothing
-# Measured on Kodak and 577 training tiles: clean, no Kodak picture and 0.3 % of the tiles reach it; with sigma 10, all
-# of Kodak and 98.6 % of the tiles do (`nightpress evaluate-restoration --tables decision` prints the table).
-NOISY_SIGMA = 6.0
-JPEG_HIDES_BELOW = 75  # coarser quantisation than this removes the noise that could be measured
-SMALLEST_JUDGED = 64  # pixels a side: fewer blocks than this gives say nothing
 DENOISE_TILE = 1536  # pixels a side: about 0.4 GB of activations in bfloat16
 UPSCALE_TILE = 512  # larger ones leave the caches: at 768 a third slower in float32
 LUMA = np.array([299, 587, 114], np.float32)  # thousandths of red, green, blue: whole numbers, so that sums are exact
@@ -45,93 +36,8 @@ UPSCALE_NETWORKS = ("night", "fsrcnn", "srcnn")
 NON_LOCAL_MEANS = "nlm"
 
 
-class UnsupportedPicture(ValueError):
-    """The picture is not an 8-bit one that can be restored without losing something."""
-
-
 class RestorationError(RuntimeError):
     """A network gave something unusable (non-finite values), or memory ran out even for the smallest tile."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether to denoise a picture: `sigma` is the estimate (0..255 scale), `why` says it in words."""
-
-    noisy: bool
-    sigma: float
-    why: str
-
-
-# --- how noisy ---
-
-
-def noise_sigma(image: Image.Image) -> float:
-    """Standard deviation of the noise, 0..255, mean over the colour channels; 0.0 where nothing can be said.
-
-    Immerkaer's Laplacian difference (Fast noise variance estimation, 1996) in blocks of 16x16; per block the
-    median absolute value, of the blocks the 10th percentile. Blocks that are clipped to black or white in
-    more than a tenth of their samples, or touch full transparency, say nothing about noise and are left out
-    (the clipped ones as long as enough others are there).
-    """
-    samples = _colour_samples(image)
-    if min(samples.shape[:2]) < BLOCK + 2:
-        return 0.0
-    tops, lefts = _block_grid(*samples.shape[:2])
-    windows = np.lib.stride_tricks.sliding_window_view(samples, (BLOCK + 2, BLOCK + 2), axis=(0, 1))
-    blocks = windows[np.ix_(tops, lefts)].reshape(-1, samples.shape[2], BLOCK + 2, BLOCK + 2).astype(np.int16)
-    if image.mode in ("LA", "RGBA"):
-        opaque = blocks[:, -1].min(axis=(1, 2)) > 0
-        blocks = blocks[opaque, :-1]
-    channels = [_channel_sigma(blocks[:, c]) for c in range(blocks.shape[1])] if len(blocks) else []
-    return float(np.mean(channels)) if channels else 0.0
-
-
-def _channel_sigma(blocks: np.ndarray) -> float:
-    """int16 [n, 18, 18] of one channel -> sigma; 0.0 if every block is clipped."""
-    clipped = ((blocks <= 0) | (blocks >= 255)).mean(axis=(1, 2))
-    usable = clipped <= CLIPPED
-    if usable.mean() < 0.1:  # noise on black or white clips half of the samples; drawings leave nearly all of them
-        usable = clipped <= 0.6
-        if usable.mean() < 0.25:
-            return 0.0
-    blocks = blocks[usable]
-    laplacian = np.abs(np.diff(np.diff(blocks, 2, axis=1), 2, axis=2)).reshape(len(blocks), -1)
-    middle = laplacian.shape[1] // 2
-    deviation = np.partition(laplacian, (middle - 1, middle), axis=1)[:, middle - 1 : middle + 1].mean(axis=1)
-    sigma = deviation / 6.0 / 0.6745  # the mask's norm is 6; 0.6745 = MAD of the unit Gaussian
-    return float(np.percentile(sigma, LOW_PERCENTILE)) / PERCENTILE_BIAS
-
-
-def _block_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Top and left corners of at most MOST_BLOCKS blocks (with a border of one pixel), evenly spread."""
-    rows, columns = (height - 2) // BLOCK, (width - 2) // BLOCK
-    thin = max(1.0, math.sqrt(rows * columns / MOST_BLOCKS))
-    tops, lefts = (np.linspace(0, n - 1, max(1, int(n / thin))).astype(int) * BLOCK for n in (rows, columns))
-    return tops, lefts
-
-
-def _colour_samples(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, C], alpha last where there is one."""
-    if image.mode in ("1", "P", "PA"):
-        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        raise UnsupportedPicture(f"mode {image.mode}: only 8-bit L, LA, RGB and RGBA can be judged")
-    samples = np.asarray(image)
-    return samples[:, :, None] if samples.ndim == 2 else samples
-
-
-def decide(image: Image.Image, jpeg_quality: int | None = None) -> Decision:
-    """Is the picture clearly noisy? `jpeg_quality` (1..100): what it was stored with, where it was a JPEG."""
-    if image.mode in ("1", "P", "PA"):
-        return Decision(False, 0.0, f"mode {image.mode}: few colours, drawn rather than photographed")
-    if min(image.size) < SMALLEST_JUDGED:
-        return Decision(False, 0.0, f"{image.width}x{image.height}: too small to tell noise from texture")
-    sigma = noise_sigma(image)
-    if jpeg_quality is not None and jpeg_quality < JPEG_HIDES_BELOW:
-        return Decision(False, sigma, f"JPEG quality {jpeg_quality} has already removed what noise there was")
-    if sigma < NOISY_SIGMA:
-        return Decision(False, sigma, f"noise of sigma {sigma:.1f} is below {NOISY_SIGMA:g}")
-    return Decision(True, sigma, f"noise of sigma {sigma:.1f} is at least {NOISY_SIGMA:g}")
 
 
 # --- denoising ---
@@ -147,17 +53,18 @@ def denoise(
 ) -> Image.Image:
     """The picture without its noise; same size, mode, alpha, profile and EXIF.
 
-    `sigma` None: estimated, and a picture that is not clearly noisy comes back itself, bit for bit. With a `sigma`
-    (0..255 scale) the picture is filtered for that noise; 0 returns it itself. Grey stays grey, R = G = B too.
+    `sigma` None: estimated, impulses are replaced, and a picture that is not clearly noisy comes back itself, bit for
+    bit; where there are impulses only, all other samples keep theirs. With a `sigma` (0..255 scale) the picture is
+    filtered for that noise alone; 0 returns it itself. Grey stays grey, R = G = B too.
     `method`: `auto` (our network where its weights are, else non-local means), `night`, `dncnn`, `nlm`, `gaussian`,
     `wavelet`. `device` (auto, cpu, cuda) and `tile` (pixels a side) concern the networks.
     Raises UnsupportedPicture for other modes, RestorationError where a network fails, ValueError for wrong arguments.
     """
     if sigma is None:
-        decision = decide(image)
-        if not decision.noisy:
-            return image
-        sigma = decision.sigma
+        found, mask = decision.examine(image)
+        if mask is not None:
+            image = _on_colours(image, lambda colours: impulses.fill(colours, mask[:, :, : colours.shape[2]]))
+        sigma = found.strength
     if not sigma >= 0:
         raise ValueError(f"sigma {sigma}: give a standard deviation (0..255 scale), or None to estimate it")
     if sigma == 0:
@@ -177,7 +84,7 @@ def denoise(
 
 def _on_colours(image: Image.Image, function: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
     """`function` (uint8 [H, W, 1 or 3] -> the same) on all channels but alpha; a grey picture in RGB goes in as one."""
-    samples = _colour_samples(image)
+    samples = colour_samples(image)
     colours = 3 if image.mode.startswith("RGB") else 1
     colour, alpha = samples[:, :, :colours], samples[:, :, colours:]
     grey = colours == 3 and _is_grey(colour)
@@ -290,7 +197,7 @@ def upscale(
         result.info = dict(image.info)
         return result
     image = _without_hidden_colours(image)
-    small, luma = _colour_samples(image), luma_of(image)
+    small, luma = colour_samples(image), luma_of(image)
     large = upscale_luma(luma, scale, method=method, device=device, tile=tile)
     planes = [large]
     if image.mode in ("RGB", "RGBA"):
@@ -352,7 +259,7 @@ def _resized(plane: np.ndarray, size: tuple[int, int], method: str) -> np.ndarra
 
 def luma_of(image: Image.Image) -> np.ndarray:
     """float32 [H, W] in 0..255: Rec. 601 luma, full range, not rounded; exactly the grey value where all are equal."""
-    samples = _colour_samples(image)
+    samples = colour_samples(image)
     if image.mode in ("L", "LA"):
         return samples[:, :, 0].astype(np.float32)
     return samples[:, :, :3].astype(np.float32) @ LUMA / np.float32(1000)
@@ -417,7 +324,7 @@ def _reduced_precision(where: str):
     0.01 dB for all networks, since they compute a correction that is added to the picture in float32."""
     import torch
 
-    from codec.model import native_bfloat16
+    from codec.network.layers import native_bfloat16
 
     return torch.autocast(where, dtype=torch.bfloat16, enabled=native_bfloat16(where))
 

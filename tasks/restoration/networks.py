@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec.model import model_id
+from codec.tensors import model_id
 
 FORMAT = "nightpress-restoration-1"
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from codec.train import rendered_page
-from tasks.restoration.apply import noise_sigma
+from codec.training.samples import rendered_page
+from tasks.restoration.noise import noise_sigma
 
 SIGMA_RANGE = (2.0, 58.0)  # of the Gaussian samples, 0..255 scale
 # -- what a noisy sample is

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec.model import native_bfloat16
-from codec.optimiser import Optimiser, clipped
-from codec.recorded import Recorded
-from codec.train import load_pictures
+from codec.network.layers import native_bfloat16
+from codec.training.cuda_graph import Recorded
+from codec.training.muon import Optimiser, clipped
+from codec.training.samples import load_pictures
 from tasks.restoration.dead_units import Watch
 from tasks.restoration.networks import (
     NETWORKS,

@@ -102,8 +102,10 @@ def stopwatches(model, spent: dict):
     """Adds up the time inside the networks' and the entropy coder's functions while it is open."""
     import torch
 
-    from codec import entropy, latents, sparse, trellis_search
-    from codec.inference import Inference, inference_of
+    from codec.bitstream import segments
+    from codec.engine import analysis, passes, render, sparse
+    from codec.engine.transforms import Inference, inference_of
+    from codec.entropy import rans, trellis_cpu
 
     indices = type(inference_of(model).indices)
 
@@ -119,19 +121,20 @@ def stopwatches(model, spent: dict):
         (Inference, "mean_first"): "means",
         (Inference, "mean_second"): "means",
         (Inference, "mean_group"): "means",
-        (Inference, "heads"): "synthesis",
+        (Inference, "partial_products"): "synthesis",
         (sparse, "worth_listing"): "synthesis",
         (Inference, "synthesis"): "synthesis",
-        (latents, "_cells_of"): "pixels",
-        (latents, "gather"): "pixels",
-        (latents, "_paint_from"): "pixels",
+        (analysis, "_blocks_of"): "pixels",
+        (render, "gather"): "pixels",
+        (render, "_paint_from"): "pixels",
         (Inference, "summed"): "pixels",
-        (latents, "_settle"): "hyper and quantise",
-        (latents, "_settle_trellis"): "hyper and quantise",
-        (trellis_search, "settle"): "hyper and quantise",
-        (entropy, "encode"): "entropy encode",
-        (entropy, "checksum"): "checksum",
-        (entropy.Decoder, "read"): "entropy decode",
+        (passes, "_quantise_cells"): "hyper and quantise",
+        (trellis_cpu, "viterbi_quantise"): "hyper and quantise",
+        (segments, "corrected_pass"): "entropy encode",
+        (rans, "encode"): "entropy encode",
+        (rans, "checksum"): "checksum",
+        (rans.Decoder, "read"): "entropy decode",
+        (rans.Decoder, "read_pass"): "entropy decode",
     }
     plain = {place: getattr(*place) for place in places}
 
@@ -160,7 +163,7 @@ def measure(image, model, level: int, avif: dict, repeat: int) -> dict:
     """Seconds of the codec and of AVIF in turns; bytes; PSNR; seconds by stage in one thread."""
     import torch
 
-    from codec.coder import decode, prepare
+    from codec import decode, prepare
     from codec.metrics import psnr
 
     data = prepare(image, model).code(level)
@@ -190,7 +193,7 @@ def measure(image, model, level: int, avif: dict, repeat: int) -> dict:
 
 
 def measure_batch(image, model, level: int, count: int, repeat: int) -> dict:
-    from codec.coder import decode_batch, encode_batch
+    from codec import decode_batch, encode_batch
 
     images = [image] * count
     files = encode_batch(images, level / 10, model=model)
@@ -217,7 +220,7 @@ def main() -> int:
 
     import torch
 
-    from codec.coder import decode, default_model, get_model, level_of, prepare
+    from codec import decode, default_model, get_model, level_of, prepare
     from codec.metrics import psnr
 
     torch.set_num_threads(args.threads or len(__import__("os").sched_getaffinity(0)))

@@ -54,7 +54,8 @@ def mutant(files: list[Path], seed: int) -> bytes:
 
 def outcomes(data: bytes) -> list[tuple[str, str, int, float]]:
     """(form, what happened, bytes stored, seconds) of one file, each claim checked by other means than the form's."""
-    from codec.pixels import PictureError, open_picture, pixel_sha256
+    from codec.pictures.errors import PictureError
+    from codec.pictures.files import open_picture, pixel_sha256
     from tasks.forms.base import DamagedData, Declined
     from tasks.forms.choose import FORMS as KNOWN
 

@@ -2,7 +2,7 @@
 
     python tests/bench/bench_hostile.py --count 100000
 
-Seeds are the golden files of tests/data (with the small frozen models, so that decoding is quick) and, with --model,
+Seeds are the golden files of tests/data (with the small frozen model, so that decoding is quick) and, with --model,
 files encoded here with that model. Half of the mutants get a fitting checksum, so that they reach what lies behind
 it: there a changed picture is possible in principle (a forger may encode what he likes) and is counted; with the
 checksum as it was, anything but an error or the exact picture is a failure. Memory is what the process's peak grows by
@@ -68,22 +68,12 @@ def main() -> int:
     import torch
     from PIL import Image
 
-    from codec.coder import decode, get_model, prepare
-    from codec.container import CodecError
-    from codec.contexts_fit import with_contexts
-    from codec.model import load_model, read_tensors
+    from codec import CodecError, decode, get_model, prepare
+    from codec.network.files import load_model
 
     torch.set_num_threads(1)
-    first, second, found = (
-        lzma.decompress((DATA / f"{name}.safetensors.xz").read_bytes()) for name in ("tiny", "grouped", "contexts")
-    )
-    tiny, grouped = load_model(first), load_model(second)
-    contextual = load_model(with_contexts(second, read_tensors(found, "nightpress-contexts-of-tests")[0]))
-    models = {"grouped": grouped, "trellis": grouped, "contexts": contextual}
-    seeds = [
-        (path.stem, path.read_bytes(), models.get(path.stem.split("-")[0], tiny))
-        for path in sorted((DATA / "golden").glob("*.npi"))
-    ]
+    small = load_model(lzma.decompress((DATA / "small.safetensors.xz").read_bytes()))
+    seeds = [(path.stem, path.read_bytes(), small) for path in sorted((DATA / "golden").glob("*.npi"))]
     if args.model:
         model = get_model(args.model, precision="float32")
         for width, height in ((160, 120), (640, 480)):

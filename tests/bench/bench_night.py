@@ -58,11 +58,12 @@ def plain_loop(source: Path, dest: Path, count: int, target: str) -> None:
     """The work alone, on one core: prints its seconds, first picture left out."""
     import torch
 
-    from codec import coder, metrics, rate
-    from codec.pixels import open_picture
+    from codec import decode, get_model, metrics, prepare
+    from codec.pictures.files import open_picture
+    from codec.rate_control import target as rate
 
     torch.set_num_threads(1)
-    model, (metric, value) = coder.get_model(device="cpu"), rate.parse_target(target)
+    model, (metric, value) = get_model(device="cpu"), rate.parse_target(target)
     dest.mkdir(parents=True)
     begun = 0.0
     for number, path in enumerate(sorted(source.iterdir())[: count + 1]):
@@ -70,10 +71,10 @@ def plain_loop(source: Path, dest: Path, count: int, target: str) -> None:
             begun = time.perf_counter()
         picture = open_picture(path.read_bytes())
         try:
-            bitstream = rate.target_level(coder.prepare(picture, model), metric, value).bitstream
+            bitstream = rate.target_level(prepare(picture, model), metric, value).bitstream
         except rate.TargetUnreachable as missed:
             bitstream = missed.bitstream
-        decoded = coder.decode(bitstream, model=model)
+        decoded = decode(bitstream, model=model)
         metrics.psnr(picture.image, decoded)
         metrics.ms_ssim(picture.image, decoded)
         (dest / f"{path.stem}.npi").write_bytes(bitstream)

@@ -77,6 +77,7 @@ def main() -> None:
 
     from tasks.restoration import apply as restoration
     from tasks.restoration import networks
+    from tasks.restoration.noise import noise_sigma
 
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
@@ -92,7 +93,7 @@ def main() -> None:
         def float32(where):
             return contextlib.nullcontext()
 
-        work = {("estimate", "laplacian", ""): (lambda: restoration.noise_sigma(noisy), native)}
+        work = {("estimate", "laplacian", ""): (lambda: noise_sigma(noisy), native)}
         for method in ("gaussian", "wavelet", "nlm"):
             work["denoise", method, ""] = (lambda m=method: restoration.denoise(noisy, 25, method=m), native)
         for method in ("bicubic", "lanczos"):

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from codec.pixels import PictureError, open_picture
+from codec.pictures.errors import PictureError
+from codec.pictures.files import open_picture
 from tasks.duplicates.groups import choose_keepers
 from tasks.duplicates.hamming_pairs import pairs_within
 from tasks.duplicates.perceptual_hash import HASHES, fingerprints, hex_to_codes

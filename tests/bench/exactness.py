@@ -70,7 +70,7 @@ def make_files(
     """Bitstreams, and for each the picture that it was made from; `rows` of the latent to a segment, in turn."""
     from PIL import Image
 
-    from codec.coder import level_of, prepare
+    from codec import level_of, prepare
 
     if folder is None:
         pictures = drawings(count)
@@ -89,8 +89,10 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
     """In the process of that way: hash of all indices, counts, and the pixels' hash and values."""
     import torch
 
-    from codec import coder, exact, indices, windows
-    from codec.coder import decode_batch
+    from codec import decode_batch, get_model
+    from codec.engine import scale_indices, windows
+    from codec.entropy.rans import Decoder
+    from codec.network import exact
 
     torch.set_num_threads(way.get("threads", 1))
     torch.backends.mkldnn.enabled = way.get("onednn", True)
@@ -104,8 +106,8 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
     if device == "cuda" and not torch.cuda.is_available():
         return {"absent": True}
     if not way.get("integers", True):
-        indices.wanted = lambda: False
-    model = coder.get_model(model_path, device=device, precision=way.get("precision", "float32"))
+        scale_indices.wanted = lambda: False
+    model = get_model(model_path, device=device, precision=way.get("precision", "float32"))
     if way.get("channels_last"):
         model = model.to(memory_format=torch.channels_last)
     if way.get("float64"):
@@ -120,21 +122,27 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
     counts: dict = {}
     sizes: list[tuple[int, int]] = []  # appended to by several threads at once
     digest = hashlib.sha256()
-    read = coder.entropy.Decoder.read
+    read, read_pass = Decoder.read, Decoder.read_pass
     seen = {}
 
     def watching(decoder, block):
         read(decoder, block)
-        top, bottom, left, right = block.window
-        step = np.add.outer(np.arange(top, bottom), np.arange(left, right)) % 2 == block.parity
-        step = step if block.parity >= 0 else np.ones_like(step)
-        index, value = (array[:, top:bottom, left:right][:, step] for array in (block.index, block.symbols))
+        note(decoder, block.numbers, block.symbols)
+
+    def watching_pass(decoder, given, tables):
+        read_pass(decoder, given, tables)
+        top, bottom, left, right = given.window
+        step = np.add.outer(np.arange(top, bottom), np.arange(left, right)) % 2 == given.cells
+        step = step if given.cells >= 0 else np.ones_like(step)
+        note(decoder, *(array[:, top:bottom, left:right][:, step] for array in (given.index, given.symbols)))
+
+    def note(decoder, index, value):
         own = seen.setdefault(id(decoder), [decoder, hashlib.sha256()])[1]
         own.update(np.ascontiguousarray(index).tobytes())
         own.update(np.ascontiguousarray(value).tobytes())
         sizes.append((index.size, int(np.count_nonzero(index))))
 
-    coder.entropy.Decoder.read = watching
+    Decoder.read, Decoder.read_pass = watching, watching_pass
     pixels = []
     batch = way.get("batch", 1)
     with torch.inference_mode():
@@ -144,7 +152,7 @@ def run_way(way: dict, model_path: str, files: list[bytes]) -> dict:
                 pixels.append(np.asarray(image))
             for own in sorted(entry[1].hexdigest() for entry in seen.values()):
                 counts.setdefault("streams", []).append(own)
-    coder.entropy.Decoder.read = read
+    Decoder.read, Decoder.read_pass = read, read_pass
     counts["indices"], counts["symbols"] = (sum(parts) for parts in zip(*sizes, strict=True))
     for own in sorted(counts.pop("streams")):
         digest.update(own.encode())
@@ -232,7 +240,7 @@ def main() -> int:
     parser.add_argument("--ways", help="only ways whose names contain this")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    from codec.coder import default_model, get_model
+    from codec import default_model, get_model
 
     model_path = args.model or str(default_model())
     model = get_model(model_path, device="cpu", precision="float32")

@@ -6,7 +6,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image
 from skimage import data
 
 from codec import evaluate as ev
@@ -90,39 +90,17 @@ def test_files_that_are_written(standard):
         assert "bits per pixel" in (out / f"rd-{metric}.svg").read_text()
 
 
-def test_one_codec_again_beside_old_rows(standard, folder, tiny, tmp_path):
+def test_one_codec_again_beside_old_rows(standard, folder, small, tmp_path):
     old, before = standard
     (tmp_path / "points.parquet").write_bytes((old / "points.parquet").read_bytes())
-    content = ev.evaluate(folder, tmp_path, [ev.OURS], points=3, model=tiny)
+    content = ev.evaluate(folder, tmp_path, [ev.OURS], points=3, model=small)
     assert set(content["curves"]) == {*ev.STANDARD, ev.OURS}
-    assert content["model"] == tiny.identity and len(content["curves"][ev.OURS]) == 3
+    assert content["model"] == small.identity and len(content["curves"][ev.OURS]) == 3
     assert content["curves"]["webp"] == before["curves"]["webp"]
-    again = ev.evaluate(folder, tmp_path, [ev.OURS], points=2, model=tiny)  # replaces, does not add
+    again = ev.evaluate(folder, tmp_path, [ev.OURS], points=2, model=small)  # replaces, does not add
     assert len(again["curves"][ev.OURS]) == 2
     redrawn = ev.evaluate(folder, tmp_path, [])
     assert redrawn["curves"] == again["curves"]
-
-
-def test_pictures_through_a_postfilter(folder, tiny, tmp_path):
-    told = []
-
-    class Blur:
-        model, identity = tiny.identity, "0123456789abcdef"
-
-        def __call__(self, image, facts):
-            told.append((facts["model"], facts["quality"]))
-            return image.filter(ImageFilter.GaussianBlur(2))
-
-    names = [ev.OURS, ev.FILTERED]
-    content = ev.evaluate(folder, tmp_path, names, points=2, model=tiny, postfilter=Blur())
-    plain, filtered = (content["curves"][name] for name in names)
-    for one, other in zip(plain, filtered, strict=True):
-        assert one["bpp"] == other["bpp"] and one["psnr"] != other["psnr"]
-    assert {(tiny.identity, 0.0), (tiny.identity, 100.0)} <= set(told)
-    text = (tmp_path / "curves.md").read_text()
-    assert "| Nightpress, post-filter |" in text and "post-filter 0123456789abcdef" in text
-    with pytest.raises(ValueError, match="needs a post-filter"):
-        ev.evaluate(folder, tmp_path, [ev.FILTERED], points=2, model=tiny)
 
 
 def test_rows_of_other_pictures_do_not_count(standard, folder, tmp_path):

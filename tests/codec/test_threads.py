@@ -15,10 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from codec.coder import decode, default_model, encode, encode_batch
-from codec.latents import analyse, quantise, refined
-from codec.threads import each, team, team_size
-from codec.windows import Grid
+from codec import decode, default_model, encode, encode_batch
+from codec.engine.windows import Grid
+from codec.threads import map_threads, team, team_size
 
 
 @pytest.fixture
@@ -50,14 +49,14 @@ def test_each_piece_once_by_several_threads_with_one_of_torchs(three):
         return 10 * item
 
     with torch.inference_mode(), team():
-        assert each(work, list(range(20))) == [10 * i for i in range(20)]
+        assert map_threads(work, list(range(20))) == [10 * i for i in range(20)]
     assert len({name for name, _, _ in seen}) == 3 and len(seen) == 20
     assert {(threads, inference) for _, threads, inference in seen} == {(1, True)}
     assert torch.get_num_threads() == 3
 
 
 def test_without_a_team_the_caller_works_alone(three):
-    assert set(each(lambda _: threading.current_thread().name, [1, 2, 3])) == {threading.current_thread().name}
+    assert set(map_threads(lambda _: threading.current_thread().name, [1, 2, 3])) == {threading.current_thread().name}
 
 
 def test_an_error_reaches_the_caller_when_all_have_stopped(three):
@@ -72,7 +71,7 @@ def test_an_error_reaches_the_caller_when_all_have_stopped(three):
             running.remove(item)
 
     with team(), pytest.raises(KeyError, match="piece 2"):
-        each(work, list(range(6)))
+        map_threads(work, list(range(6)))
     assert running == [] and torch.get_num_threads() == 3
 
 
@@ -87,7 +86,7 @@ def test_the_first_items_error_is_raised(three):
 
     for _ in range(3):
         with team(), pytest.raises(KeyError, match="0"):
-            each(work, list(range(6)))
+            map_threads(work, list(range(6)))
 
 
 def test_what_failed_is_let_go(three):
@@ -103,7 +102,7 @@ def test_what_failed_is_let_go(three):
     gc.disable()
     try:
         with team(), contextlib.suppress(KeyError):
-            each(work, [1, 2, 3])
+            map_threads(work, [1, 2, 3])
         del work, held
         until = time.monotonic() + 5
         while gone() is not None and time.monotonic() < until:
@@ -122,7 +121,7 @@ def test_threads_begun_meanwhile_have_torchs_number(three):
 
     with team():
         for _ in range(2):
-            each(abs, [1, 2, 3])
+            map_threads(abs, [1, 2, 3])
             stranger = threading.Thread(target=begin)
             stranger.start()
             stranger.join()
@@ -148,39 +147,23 @@ def test_pieces_cover_a_band_and_lie_in_its_windows(size, members):
             assert len(pieces) > len(windows)
 
 
-@pytest.mark.parametrize("effort", [0, 1])
-def test_a_team_makes_the_same_picture(either, three, effort):
+def test_a_team_makes_the_same_picture(small, three):
     rng = np.random.default_rng(3)
     coarse = Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8))
     image = coarse.resize((530, 1210), Image.Resampling.BICUBIC)
-    file = encode(image, 60, model=either, effort=effort)
-    by_three = np.asarray(decode(file, model=either)).astype(int)
+    file = encode(image, 60, model=small)
+    by_three = np.asarray(decode(file, model=small)).astype(int)
     torch.set_num_threads(1)
-    alone = np.asarray(decode(file, model=either)).astype(int)
+    alone = np.asarray(decode(file, model=small)).astype(int)
     assert np.abs(by_three - alone).max() <= 1
-    assert abs(len(encode(image, 60, model=either, effort=effort)) - len(file)) <= 2  # a value may lie on an edge
+    assert abs(len(encode(image, 60, model=small)) - len(file)) <= 2  # a value may lie on an edge
 
 
-def test_refinement_does_not_see_the_cuts(either, three):
-    coarse = np.random.default_rng(5).integers(0, 256, (40, 24, 3), np.uint8)
-    image = Image.fromarray(coarse).resize((300, 640), Image.Resampling.BICUBIC)
-    grid, levels = Grid(40, 19, 64), torch.tensor([600])
-    with torch.inference_mode():
-        y = analyse(either, [image], grid)
-        latents = quantise(either, y, levels, grid)
-        whole = refined(either, [(image, False)], y, latents).parts[0]
-        with team():
-            assert len(grid.pieces(0, team_size())) == 3
-            cut = refined(either, [(image, False)], y, latents).parts[0]
-    assert (whole - y.parts[0]).abs().max() > 0.1  # it moved
-    assert (whole - cut).abs().max() < 5e-3
-
-
-def test_batches_of_several_shapes_by_a_team(either, three):
+def test_batches_of_several_shapes_by_a_team(small, three):
     images = [Image.new("RGB", size, colour) for size, colour in (((40, 60), "red"), ((64, 64), "blue"))] * 2
-    files = encode_batch(images, 50, model=either)
+    files = encode_batch(images, 50, model=small)
     for image, file in zip(images, files, strict=True):
-        assert decode(file, model=either).size == image.size
+        assert decode(file, model=small).size == image.size
     assert torch.get_num_threads() == 3 and team_size() == 1
 
 
@@ -188,7 +171,7 @@ PAGES = """
 import resource, sys
 import numpy as np
 from PIL import Image
-from codec.coder import decode, encode
+from codec import decode, encode
 image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 768, 3)).astype(np.uint8))
 data, taken = encode(image, 40, model=sys.argv[1]), []
 for _ in range(6):

@@ -1,13 +1,10 @@
-"""Makes tests/data/{tiny,grouped,contexts}.safetensors.xz and golden/*.npi: the files that pin formats 1, 2 and 3. Run
-on purpose only:
+"""Makes tests/data/small.safetensors.xz and golden/*: the files that pin the format. Run on purpose only:
 
-    python tests/data/make_golden.py --really [tiny] [grouped] [trellis] [contexts]
+    python tests/data/make_golden.py --really
 
-`tiny` codes its latent as one group, in two passes; `grouped` in three groups and four passes; both write format 1.
-`trellis` are files of the grouped model in format 2, `contexts` of the same in format 3, with contexts that were found
-on drawings (their tensors alone are in contexts.safetensors.xz). The models are drawn
-from a seed, not trained: linear transforms as at the start of training, random networks with most weights of the wide
-layers at zero (so that they pack small), made strong enough for every branch to matter and for escapes to occur.
+The model is of the shipped architecture, small, and drawn from a seed, not trained: linear transforms as at the start
+of training, random networks with most weights of the wide layers at zero (so that they pack small), made strong enough
+for every branch to matter and for escapes to occur; its quantisation steps and contexts are found on drawings.
 """
 
 import argparse
@@ -20,27 +17,29 @@ import numpy as np
 import torch
 from PIL import Image
 
-from codec import contexts_fit, trellis
-from codec.coder import prepare
-from codec.model import Config, NightCodec, load_model, packed_tensors, read_tensors, save_model
-from codec.pixels import picture_from_image
+from codec import picture_from_image, prepare
+from codec.network.config import Config
+from codec.network.files import load_model, save_model
+from codec.network.night_codec import NightCodec
+from codec.training import fit_contexts
+from codec.training.export import measure_steps
 
 HERE = Path(__file__).parent
-SIZES = dict(
+MODEL = HERE / "small.safetensors.xz"
+SIZES = Config(
     channels=24, latent=48, hyper=12, encoder_blocks=1, decoder_blocks=2, mean_channels=16, index_channels=16,
-    encoder_inner=0, decoder_inner=0, lapped=False, last_means=True,
+    groups=(6, 12, 30), encoder_inner=12, decoder_inner=12,
 )  # fmt: skip
-CONFIGS = {"tiny": Config(**SIZES, groups=()), "grouped": Config(**SIZES, groups=(6, 12, 30))}
 SPARSE = (
     "indices.expand", "means.expand", "hyper_middle", "hyper_spatial", "indices.hyper", "indices.join",
     "indices.neighbours",
 )  # fmt: skip
 
 
-def small_model(config: Config) -> bytes:
-    """Bytes of a small model's file, from a fixed seed."""
+def drawn_model() -> NightCodec:
+    """Its networks, from a fixed seed."""
     rng = np.random.default_rng(20250101)
-    model = NightCodec(config)
+    model = NightCodec(SIZES)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -60,16 +59,26 @@ def small_model(config: Config) -> bytes:
             if name == "hyper_leave.weight":
                 values *= 3.0
             parameter.copy_(torch.from_numpy(values))
+        model.lap_synthesis += 0.02 * torch.from_numpy(rng.normal(size=(8, 8)))  # not quite the inverse
         for layer in model.indices.layers():
             layer.bias.copy_(torch.from_numpy(rng.normal(size=layer.bias.shape) * 0.2))
-        model.indices.first.bias.fill_(2.5)
-        model.indices.second.bias.fill_(2.5)
-        for group in model.indices.groups:
-            group.last.bias.fill_(2.5)
+        for last in (model.indices.first, model.indices.second, *(group.last for group in model.indices.groups)):
+            last.bias.fill_(2.5)
         model.z_log_scale.fill_(0.6)
+    return model
+
+
+def small_model() -> bytes:
+    """Bytes of its file."""
+    drawings = [np.asarray(drawing(160 + 16 * i, 320 - 16 * (i % 7))) for i in range(12)]
+    model = drawn_model()
+    measure_steps(model, drawings, 8, 96)
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
         save_model(model, file.name)
-        return Path(file.name).read_bytes()
+        data = Path(file.name).read_bytes()
+    model = load_model(data)
+    found = fit_contexts.fitted(model, fit_contexts.summed(model, drawings, 24, 1), drawings, 24)
+    return fit_contexts.with_contexts(data, found)
 
 
 def drawing(width: int, height: int) -> Image.Image:
@@ -103,62 +112,33 @@ def pictures() -> dict[str, tuple]:
         "rgba": (clear, 400, 64),
         "grey": (plain.convert("L"), 500, 64),
         "grey-alpha": (grey_clear, 300, 64),
-        "colourless": (plain.convert("L").convert("RGB"), 500, 64),
+        "achromatic": (plain.convert("L").convert("RGB"), 500, 64),
         "pixel": (plain.crop((50, 30, 51, 31)), 700, 64),
         "labelled": (labelled, 450, 64),
         "segments": (drawing(390, 385).convert("L"), 350, 16),
     }
 
 
-def small_contexts(model: NightCodec) -> bytes:
-    """Bytes of a file with contexts for a model, found on drawings."""
-    drawings = [np.asarray(drawing(160 + 16 * i, 320 - 16 * (i % 7))) for i in range(12)]
-    found = contexts_fit.fitted(model, contexts_fit.summed(model, drawings, 24, 1), drawings, 24)
-    return packed_tensors(found, {"format": CONTEXTS})
-
-
-CONTEXTS = "nightpress-contexts-of-tests"
-KINDS = (*CONFIGS, "trellis", "contexts")
-GROUPED = ("rgb", "rgb-low", "rgb-high", "segments")  # what the second model codes
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--really", nargs="*", choices=KINDS, default=[], help="write this model's files; else only sizes"
-    )
+    parser.add_argument("--really", action="store_true", help="write the files; else only sizes")
     args = parser.parse_args()
-    folder = HERE / "golden"
-    folder.mkdir(exist_ok=True)
-    for kind in KINDS:
-        trellis.applies = lambda config, kind=kind: kind not in CONFIGS
-        if kind not in CONFIGS:
-            data = lzma.decompress((HERE / "grouped.safetensors.xz").read_bytes())
-            if kind == "contexts":
-                file = HERE / "contexts.safetensors.xz"
-                if kind in args.really:
-                    file.write_bytes(lzma.compress(small_contexts(load_model(data)), preset=9 | lzma.PRESET_EXTREME))
-                found, _ = read_tensors(lzma.decompress(file.read_bytes()), CONTEXTS)
-                data = contexts_fit.with_contexts(data, found)
-        else:
-            data = small_model(CONFIGS[kind])
-            packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
-            print(f"{kind}: {len(data)} bytes, {len(packed)} packed")
-            if kind in args.really:
-                (HERE / f"{kind}.safetensors.xz").write_bytes(packed)
-        model = load_model(data)
-        for name, (image, level, segment) in pictures().items():
-            if kind != "tiny" and name not in GROUPED:
-                continue
-            name = name if kind == "tiny" else f"{kind}-{name}"
-            prepared = prepare(picture_from_image(image), model, segment)
-            file = prepared.code(level)
-            used = len(np.unique(torch.cat(prepared._latents(level).index.parts, 1)))
-            print(f"{name}: {len(file)} bytes, {used} bins")
-            if kind in args.really:
-                (folder / f"{name}.npi").write_bytes(file)
-                pixels = prepared.reconstruct(level)
-                Image.fromarray(pixels.squeeze(2) if prepared.mode == "L" else pixels).save(folder / f"{name}.png")
+    data, folder = small_model(), HERE / "golden"
+    packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+    print(f"model: {len(data)} bytes, {len(packed)} packed")
+    if args.really:
+        MODEL.write_bytes(packed)
+        folder.mkdir(exist_ok=True)
+    model = load_model(data)
+    for name, (image, level, segment) in pictures().items():
+        analysed = prepare(picture_from_image(image), model, segment)
+        file = analysed.code(level)
+        used = len(np.unique(torch.cat(analysed._latents(level).index.parts, 1)))
+        print(f"{name}: {len(file)} bytes, {used} tables")
+        if args.really:
+            (folder / f"{name}.npi").write_bytes(file)
+            pixels = analysed.reconstruct(level)
+            Image.fromarray(pixels.squeeze(2) if analysed.mode == "L" else pixels).save(folder / f"{name}.png")
     return 0
 
 

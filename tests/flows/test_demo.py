@@ -100,14 +100,14 @@ def test_odd_and_broken_files_are_what_they_claim(planted):
 
 def test_the_codecs_reader_agrees(planted):
     """What opens, what the codec cannot carry, what is broken and what is no picture, as planted."""
-    from codec import pixels
+    from codec.pictures import files
 
     expected = {("kept",): "UncarriedPicture", ("failed",): "BrokenPicture", ("skipped",): "NotAPicture"}
     for item in planted.values():
         try:
-            pixels.open_picture(item.data)
+            files.open_picture(item.data)
             found = "a picture"
-        except pixels.PictureError as error:
+        except files.PictureError as error:
             found = type(error).__name__
         if item.data:  # zero bytes are named, whichever of the two they count as
             assert found == expected.get(item.statuses, "a picture"), item.key

@@ -12,7 +12,7 @@ from skimage import data
 from codec import metrics
 from flows.cli import main
 
-TINY = Path(__file__).parents[1] / "data" / "tiny.safetensors.xz"
+TINY = Path(__file__).parents[1] / "data" / "small.safetensors.xz"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from codec.pixels import PictureError, open_picture, pixel_sha256
+from codec.pictures.errors import PictureError
+from codec.pictures.files import open_picture, pixel_sha256
 from tasks.forms.base import DamagedData, Declined
 from tasks.forms.choose import FORMS
 from tasks.forms.lossless import stored_header

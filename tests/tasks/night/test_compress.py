@@ -158,7 +158,7 @@ def test_other_bytes_than_fingerprinted_fail_and_bugs_are_rows(press, photograph
     def broken(*_, **__):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(compress.coder, "decode", broken)
+    monkeypatch.setattr(compress.decoder, "decode", broken)
     (row,), dest, _ = press({"b.png": data}, quality=30.0)
     assert row["status"] == "failed" and "boom" in row["reason"] and row["output_key"] is None
     assert not list(dest.list("objects/"))

@@ -31,7 +31,10 @@ def model(tmp_path_factory):
     """(path, bytes, id) of a small untrained model (a DCT codec), in a folder where only the test itself looks."""
     import torch
 
-    from codec.model import Config, NightCodec, model_id, save_model
+    from codec.network.config import Config
+    from codec.network.files import save_model
+    from codec.network.night_codec import NightCodec
+    from codec.tensors import model_id
 
     torch.manual_seed(0)
     sizes = {"channels": 16, "latent": 320, "hyper": 8, "mean_channels": 16, "index_channels": 16}
@@ -80,8 +83,8 @@ class Run:
         return row
 
     def compressed(self, key, data, packed=True, **description):
-        from codec.coder import encode
-        from codec.pixels import open_picture
+        from codec.encoder import encode
+        from codec.pictures.files import open_picture
 
         path, _, identity = self.model
         shown = open_picture(data)

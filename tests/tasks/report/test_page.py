@@ -160,10 +160,13 @@ def test_policy_allows_nothing_but_its_own_script(html):
 def test_pictures_come_from_the_codec_s_own_bitstreams(tmp_path):
     """With a small untrained model that only DEST holds, as after an upgrade of the package."""
     import codec
-    from codec.model import Config, NightCodec, model_id, save_model
+    from codec.network.config import Config
+    from codec.network.files import save_model
+    from codec.network.night_codec import NightCodec
+    from codec.tensors import model_id
 
     model = tmp_path / "small.safetensors"
-    sizes = dict(channels=16, latent=48, hyper=8, encoder_blocks=1, decoder_blocks=1, groups=(8, 40))
+    sizes = dict(channels=16, latent=48, hyper=8, encoder_blocks=1, decoder_blocks=1, groups=(8, 16, 24))
     save_model(NightCodec(Config(**sizes)), model)
     image, source, dest = photo(3), Box("s3://photos"), Box("s3://photos-pressed")
     source.objects["a.png"] = codec.picture_bytes(codec.picture_from_image(image))

@@ -1,0 +1,69 @@
+"""The policy: what is tried for which picture, when a lossless rival is looked at, which of two is taken."""
+
+import pytest
+
+from tasks.forms.choose import FORMS, GIVES_BACK, LEARNED, POLICIES, better, form_of, rivals, rounds
+from tasks.forms.content import KINDS
+
+LOSSY = {LEARNED, "avif", "jxl"}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("content", [*KINDS, None])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF", "GIF", None])
+@pytest.mark.parametrize("carried", [True, False])
+def test_every_policy_tries_what_its_promise_allows(policy, content, format, carried):
+    tried = [name for group in rounds(policy, content, format, carried) for name in group]
+    assert len(tried) == len(set(tried)) > 0
+    if policy == "lossless" or not carried:
+        assert not LOSSY & set(tried)
+    if format == "JPEG":
+        assert "lossless" not in tried  # a JPEG's samples never take fewer bytes
+        assert "jxl-jpeg" in tried
+    else:
+        assert "jxl-jpeg" not in tried
+    if policy in ("learned", "avif", "jxl") and carried:
+        assert LOSSY & set(tried) == {LEARNED if policy == "learned" else policy}
+
+
+def test_a_photograph_costs_one_coding_and_graphics_go_lossless_first():
+    assert rounds("learned", "photograph", "PNG", True)[0] == ("npi",)
+    assert rounds("learned", "photograph", "JPEG", True)[0] == ("npi",)
+    for kind in ("graphics", "text", "labels"):
+        assert rounds("learned", kind, "PNG", True)[0] == ("lossless",)
+    assert rounds("learned", "graphics", "JPEG", True)[0] == ("npi",)
+    assert set(rounds("smallest", "photograph", "PNG", True)[0]) == {"npi", "avif", "jxl", "lossless"}
+
+
+def test_what_no_lossy_form_carries_goes_without_loss():
+    assert rounds("learned", None, "JPEG", False) == (("jxl-jpeg",), ("exact",))
+    assert rounds("learned", None, "PNG", False) == (("lossless",), ("exact",))
+    assert rounds("avif", None, "TIFF", False) == (("exact",),)
+    assert rounds("learned", None, None, False) == (("exact",),)
+
+
+def test_a_lossless_rival_is_looked_at_where_it_may_win():
+    assert rivals("npi", 200, 1000, "PNG", "photograph") == ()
+    assert rivals("npi", 600, 1000, "PNG", "photograph") == ("lossless",)
+    assert rivals("npi", 600, 1000, "JPEG", "photograph") == ()
+    assert rivals("npi", 800, 1000, "JPEG", "photograph") == ("jxl-jpeg",)
+    assert rivals("lossless", 800, 1000, "PNG", "graphics") == ()
+
+
+def test_of_two_forms_the_smaller_is_taken_and_of_equal_ones_the_more_faithful():
+    assert better(("npi", 100), None)
+    assert better(("npi", 90), ("lossless", 100))
+    assert not better(("npi", 98), ("lossless", 100))
+    assert better(("lossless", 103), ("npi", 100))
+    assert not better(("lossless", 110), ("npi", 100))
+    assert better(("exact", 102), ("lossless", 100))
+
+
+def test_stored_bytes_say_which_form_wrote_them(scene, file_of):
+    picture = file_of(scene(), "PNG", compress_level=0)
+    jpeg = file_of(scene(), "JPEG", quality=90)
+    assert form_of(FORMS["jxl-jpeg"].encode(jpeg, None)) == "jxl-jpeg"
+    assert form_of(FORMS["lossless"].encode(picture, None)) == "lossless"
+    assert form_of(FORMS["exact"].encode(file_of(scene(), "BMP"), None)) == "exact"
+    assert form_of(picture) is None
+    assert set(GIVES_BACK) == {"npi", *FORMS}
