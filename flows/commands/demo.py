@@ -36,7 +36,7 @@ def register(subparsers) -> None:
 def demo(args: argparse.Namespace) -> int:
     from flows.demo import fill, surprises
     from flows.embedded_s3 import DEST_BUCKET, SOURCE_BUCKET, embedded_s3, make_buckets
-    from flows.settings import Target
+    from flows.goals import Target
     from tasks.machine import environment
     from tasks.stores.open import open_store
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from flows.console import WrongUsage
-from flows.settings import Budget, RunSettings, Target, add_arguments, deadline_after
+from flows.goals import Budget, Target, deadline_after
+from flows.settings import RunSettings, add_arguments
 
 
 def parsed(*words: str) -> RunSettings:
