@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 
 from tasks.recovery.journal import journal_lines, open_journal
 from tasks.recovery.names import ODD, odd_name
-from tasks.recovery.rows import FROM_METADATA, described, made_of, nearly_same_picture, occupied, png
-from tasks.stores.base import NotFound, Store
+from tasks.recovery.rows import FROM_METADATA, described, keeps_its_bytes, made_of, nearly_same_picture, occupied, png
+from tasks.stores.base import NotFound, Store, StoreError
 from tasks.stores.local import LocalStore
 
 
@@ -95,6 +95,14 @@ class Out:
             self._note(row, self.store.head(name).etag)
         else:
             self._write(row, data, *described(row, decoded=True))
+        return len(data)
+
+    def put_file(self, row: dict, data: bytes) -> int:
+        """Write what a form without loss gives back: the original's own bytes, or a PNG; returns its bytes."""
+        own = keeps_its_bytes(row)
+        if own and row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise StoreError(f"{row['key']} does not come back to the byte from {row['output_key']}: keep its original")
+        self.put_bytes(row, data, *described(row, decoded=not own))
         return len(data)
 
     def put_bytes(self, row: dict, data: bytes, content_type: str | None, metadata: dict, headers: dict) -> None:

@@ -29,7 +29,7 @@ from tasks.recovery.in_flight import Room, drain
 from tasks.recovery.names import restored_names
 from tasks.recovery.originals import Originals
 from tasks.recovery.out import Out
-from tasks.recovery.rows import UNKNOWN_TURN
+from tasks.recovery.rows import UNKNOWN_TURN, comes_back_as_file, keeps_its_bytes
 from tasks.stores.base import NotFound, Store, StoreError
 from tasks.stores.open import open_store, overlap
 
@@ -38,7 +38,7 @@ PIXELS = 100_000_000  # decoded pixels in flight, all threads together (about 10
 COLUMNS = (
     "key", "status", "reason", "output_key", "output_offset", "output_length", "output_sha256", "width", "height",
     "mode", "sha256", "keeper_key", "duplicate_kind", "model", "etag", "size", "content_type", "metadata", "headers",
-    "keeper_turn", "keeper_box",
+    "keeper_turn", "keeper_box", "form", "gives_back",
 )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def restore(
             raise PlacesOverlap(f"OUT {out} and {name} {other} overlap; choose another place")
     catalog = state_after(store, manifest).select(COLUMNS).to_pylist()
     target = open_store(out)
-    place = Out(target, restored_names([(row["key"], row["output_key"] is None) for row in catalog], target))
+    place = Out(target, restored_names([(row["key"], keeps_its_bytes(row)) for row in catalog], target))
     chosen = chosen_rows(catalog, keys, manifest["run_id"])
     chosen_keys = {row["key"] for row in chosen}
     keepers = {row["key"]: row for row in catalog if row["output_key"] is None}
@@ -186,14 +186,19 @@ class RestoreJob:
                 self._decode(members, place, pack)
 
     def _decode(self, rows: list[dict], place: Place, pack: Pack | None) -> None:
-        """One bitstream: the picture itself and every duplicate of it that is wanted."""
-        picture = None
+        """One object's stored bytes: the picture itself and every duplicate of it that is wanted."""
+        data = picture = file = None
 
         def write_one(row: dict) -> None:
-            nonlocal picture
-            if picture is None:
-                picture = self.bitstreams.picture(row, place, pack)
-            self._count(decoded=1, bytes=self.out.put_picture(row, picture))
+            nonlocal data, picture, file
+            data = data or self.bitstreams.data(row, place, pack)
+            if comes_back_as_file(row):
+                file = file or self.bitstreams.file(data)
+                size = self.out.put_file(row, file)
+            else:
+                picture = picture or self.bitstreams.picture(row, data)
+                size = self.out.put_picture(row, picture)
+            self._count(decoded=1, bytes=size)
 
         for row in rows:
             self._attempt(row, partial(write_one, row))

@@ -7,7 +7,7 @@ summary.py, the page in page.py; prices live in prices/, one dated TOML file per
     now      the originals that are there, and what lies under DEST, and the nightly listing
     after    only the originals that are not removable, and what lies under DEST, and the nightly listing
 
-An original is removable when its content is safe under DEST: its row names an `output_key`. Originals that were
+An original is removable when its content is safe under DEST (`is_removable`). Originals that were
 removed since stand in the manifest's `removed_at_source`: they count in `before`, and their bitstreams in `now` and
 `after`. Storage classes of originals come from a column `storage_class` where the table has one (the catalog does).
 """
@@ -171,9 +171,14 @@ def _integers(table: pa.Table, name: str) -> np.ndarray:
     return pc.fill_null(table[name], 0).to_numpy().astype(np.int64)
 
 
+def is_removable(table: pa.Table) -> pa.ChunkedArray:
+    """bool[n]: whether the original may go: DEST gives it back as its row promises, and nothing speaks against it."""
+    return pc.and_(pc.is_valid(table["output_key"]), pc.is_null(table["not_removable"]))
+
+
 def _safe(table: pa.Table) -> np.ndarray:
     """bool[n]: the row's content lies under DEST."""
-    return pc.is_valid(table["output_key"]).to_numpy()
+    return is_removable(table).to_numpy()
 
 
 def stored_sizes(table: pa.Table) -> np.ndarray:
@@ -236,6 +241,34 @@ def by_format(table: pa.Table) -> list[Group]:
     """Groups by Pillow's format name, most bytes first; what was never recognised is 'not a picture'."""
     column = pc.fill_null(table["format"], "not a picture").combine_chunks().dictionary_encode()
     return _group(table, column.dictionary.to_pylist(), column.indices.to_numpy())
+
+
+GIVEN_BACK = {"bytes": "to the byte", "pixels": "to the pixel", "seen": "as seen"}  # by the column gives_back
+
+
+def by_form(table: pa.Table) -> list[Group]:
+    """Groups by what is stored and what comes back: 'lossless, to the pixel', most bytes first; what is not stored
+    stays at SOURCE."""
+    safe = pc.is_valid(table["output_key"])
+    form = pc.fill_null(table["form"], "npi")
+    back = pc.fill_null(table["gives_back"], "seen")
+    for name, words in GIVEN_BACK.items():
+        back = pc.if_else(pc.equal(back, name), words, back)
+    names = pc.if_else(safe, pc.binary_join_element_wise(form, back, ", "), "stays at SOURCE")
+    column = names.combine_chunks().dictionary_encode()
+    return _group(table, column.dictionary.to_pylist(), column.indices.to_numpy())
+
+
+def given_back(table: pa.Table) -> dict[str, tuple[int, int]]:
+    """Words of GIVEN_BACK -> (objects, source bytes) that restore gives back so; those that stay are left out."""
+    safe = table.filter(pc.is_valid(table["output_key"]))
+    back = pc.fill_null(safe["gives_back"], "seen")
+    found = {}
+    for name, words in GIVEN_BACK.items():
+        chosen = safe.filter(pc.equal(back, name))
+        if chosen.num_rows:
+            found[words] = chosen.num_rows, int(pc.sum(chosen["source_bytes"]).as_py() or 0)
+    return found
 
 
 def _classes(table: pa.Table, storage_class: str | None) -> dict[str, np.ndarray]:

@@ -44,6 +44,11 @@ SCHEMA = pa.schema(
         ("psnr_source", pa.float64()),  # what restore gives against the source pixels, dB
         ("ssimulacra2", pa.float64()),  # the same by SSIMULACRA2, at most 100; null under 8 pixels a side
         ("worst_tile", pa.float64()),  # 0..1: the worst part's share of its own structure that restore gives back
+        ("similar_to", pa.string()),  # another key that looks much the same and is not given up for it
+        ("form", pa.string()),  # what it is stored as: npi, jxl-jpeg, lossless, exact, avif, jxl
+        ("gives_back", pa.string()),  # what restore gives: `bytes`, `pixels` or `seen`
+        ("content", pa.string()),  # photograph, graphics, text, labels, texture: what it was taken for
+        ("not_removable", pa.string()),  # why the original must stay although DEST gives it back; null: it need not
         ("codec", pa.string()),  # bitstream format version
         ("model", pa.string()),  # model hash
         ("seconds", pa.float64()),

@@ -129,7 +129,7 @@ def a_terabyte(totals: savings.Totals, bill: savings.Bill) -> tuple[float, float
 
 
 def where(table: pa.Table) -> dict:
-    """By folder and by format, what was restored, the largest savings."""
+    """By folder, format and form, what was restored, the largest savings."""
     counts = {name: int(pc.sum(pc.fill_null(table[name], False)).as_py() or 0) for name in ("denoised", "upscaled")}
     restored = []
     if counts["denoised"]:
@@ -141,6 +141,7 @@ def where(table: pa.Table) -> dict:
         "tables": [
             group_table(savings.by_prefix(table), "folder", "folders"),
             group_table(savings.by_format(table), "format", "formats"),
+            group_table(savings.by_form(table), "stored as, comes back", "forms"),
         ],
         "restored": restored,
         "largest": summary.largest(table, 10),

@@ -188,7 +188,7 @@ def causes(table: pa.Table, status: str) -> list[Cause]:
 
 def largest(table: pa.Table, n: int = 10) -> list[dict]:
     """The n largest savings: key, status, source_bytes, stored_bytes, saved_bytes; largest first, then by key."""
-    safe = table.filter(pc.is_valid(table["output_key"]))
+    safe = table.filter(savings.is_removable(table))
     safe = safe.select(["key", "status", "source_bytes", "stored_bytes"])
     saved = pc.subtract(safe["source_bytes"], pc.fill_null(safe["stored_bytes"], 0))
     safe = safe.append_column("saved_bytes", saved)
@@ -266,6 +266,16 @@ def text(table: pa.Table, manifest: dict, *, region: str | None = None, storage_
             lines.append(
                 f"  {status:<12}{part.objects:>10,}{size(part.source_bytes):>12}{size(part.after_bytes):>12}"
                 f"{share(part.saved_bytes, part.source_bytes):>9}"
+            )
+    back = savings.given_back(table)
+    if set(back) - {savings.GIVEN_BACK["seen"]}:
+        words = (f"{count:,} objects ({size(total)}) {how}" for how, (count, total) in back.items())
+        lines += ["", f"  comes back: {', '.join(words)}"]
+        lines += [f"  {'stored as':<28}{'objects':>10}{'before':>12}{'after':>12}{'saved':>9}"]
+        for group in savings.by_form(table):
+            lines.append(
+                f"  {group.name:<28}{group.objects:>10,}{size(group.source_bytes):>12}{size(group.after_bytes):>12}"
+                f"{share(group.saved_bytes, group.source_bytes):>9}"
             )
     lines += [
         "",

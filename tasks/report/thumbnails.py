@@ -113,14 +113,15 @@ class Album:
         return self.dest.read(row["output_key"], max_bytes=READ_LIMIT)
 
     def _decode(self, row: dict, data: bytes) -> Image.Image:
-        """By the codec; a model that is not in the package is fetched from DEST/models."""
-        from codec import UnknownModel, decode
+        """As its form says; a model that is not in the package is fetched from DEST/models."""
+        from codec import UnknownModel
+        from tasks.forms.stored import picture_of
 
         try:
-            return decode(data, models=[self.models.name])
+            return picture_of(data, models=[self.models.name]).image
         except UnknownModel:
             fetch_model(self.dest, row["model"], Path(self.models.name))
-            return decode(data, models=[self.models.name])
+            return picture_of(data, models=[self.models.name]).image
 
     def restored(self, row: dict) -> Image.Image:
         """The picture decoded from its bitstream under DEST, RGB. Raises NotShown."""

@@ -203,3 +203,21 @@ def test_many_files_as_one_table():
     assert savings.totals(parts) == savings.totals(night())
     assert savings.by_prefix(parts) == savings.by_prefix(night())
     assert savings.bill(parts, MANIFEST) == savings.bill(night(), MANIFEST)
+
+
+def test_forms_and_what_comes_back_are_counted():
+    kept = {"status": "kept", "source_bytes": 50}
+    stored = {"status": "compressed", "output_key": "o", "output_offset": 0, "output_length": 10, "stored_bytes": 10}
+    rows = table(
+        stored | {"key": "a", "source_bytes": 100, "form": "npi", "gives_back": "seen"},
+        stored | {"key": "b", "source_bytes": 40, "form": "lossless", "gives_back": "pixels"},
+        stored | {"key": "c", "source_bytes": 70, "form": "exact", "gives_back": "bytes"},
+        stored | {"key": "d", "source_bytes": 30, "form": "exact", "gives_back": "bytes"},
+        kept | {"key": "e"},
+    )
+    found = {group.name: (group.objects, group.source_bytes, group.after_bytes) for group in savings.by_form(rows)}
+    assert found == {
+        "npi, as seen": (1, 100, 10), "exact, to the byte": (2, 100, 20), "lossless, to the pixel": (1, 40, 10),
+        "stays at SOURCE": (1, 50, 50),
+    }  # fmt: skip
+    assert savings.given_back(rows) == {"to the byte": (2, 100), "to the pixel": (1, 40), "as seen": (1, 100)}
