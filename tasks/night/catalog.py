@@ -42,6 +42,7 @@ CATALOG_SCHEMA = pa.schema(
         ("embedding", pa.binary()),  # float16, of length 1, by the network embedding_id; null: none was asked for
         ("embedding_id", pa.string()),
         ("at_source", pa.bool_()),  # false: removed there since; what lies under DEST still gives it back
+        ("exact_only", pa.bool_()),  # sound, but more than 8-bit grey or RGB with alpha: forms without loss alone
         ("retry", pa.bool_()),  # the next night tries again although the object is unchanged
     ]
 )

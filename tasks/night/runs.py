@@ -41,6 +41,7 @@ class Night:
     embedding: str | None = None  # copy, classifier, autoencoder, or the key under DEST of a user's own network
     denoise: bool = True
     superres: bool = False
+    codec: str = "learned"  # policy of forms: learned, lossless, avif, jxl, smallest
     min_gain: float = 10.0  # percent
     max_pixels: int = 200_000_000
     device: str = "auto"
