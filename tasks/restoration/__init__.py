@@ -1,11 +1,11 @@
-"""Restoration: how noisy a picture is, denoising, super-resolution; networks, their training and evaluation.
+"""Restoration: whether a picture is noisy, denoising, super-resolution; networks, their training and evaluation.
 
-`noise_sigma`, `denoise` and `upscale` are the library's names; they load their module when first used.
+`noise_sigma`, `denoise`, `remove_impulses` and `upscale` are the library's names; they load their module when first used.
 """
 
 from importlib import import_module
 
-_HOMES = {"noise_sigma": "apply", "denoise": "apply", "upscale": "apply"}
+_HOMES = {"noise_sigma": "noise", "denoise": "apply", "remove_impulses": "apply", "upscale": "apply"}
 
 
 def __getattr__(name: str):

@@ -63,7 +63,7 @@ def denoise(
     if sigma is None:
         found, mask = decision.examine(image)
         if mask is not None:
-            image = _on_colours(image, lambda colours: impulses.fill(colours, mask[:, :, : colours.shape[2]]))
+            image = _filled(image, mask)
         sigma = found.strength
     if not sigma >= 0:
         raise ValueError(f"sigma {sigma}: give a standard deviation (0..255 scale), or None to estimate it")
@@ -80,6 +80,24 @@ def denoise(
         return _denoise_by_filter(np.ascontiguousarray(work), float(sigma), method)
 
     return _on_colours(image, clean)
+
+
+def remove_impulses(image: Image.Image) -> Image.Image:
+    """The picture with single wrong pixels (white, black, any) replaced; itself, bit for bit, where there are none.
+
+    All other samples, mode, alpha, profile and EXIF stay. How they are found, and after whom: impulses.py.
+    Raises UnsupportedPicture for modes other than 8-bit L, LA, RGB and RGBA.
+    """
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise UnsupportedPicture(f"mode {image.mode}: impulses are looked for in 8-bit L, LA, RGB and RGBA pictures")
+    colours = colour_samples(image)[:, :, : 3 if image.mode.startswith("RGB") else 1]
+    mask, _ = impulses.find_impulses(colours)
+    return image if mask is None else _filled(image, mask)
+
+
+def _filled(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The picture with the samples of bool [H, W, colour channels] replaced from their surroundings."""
+    return _on_colours(image, lambda colours: impulses.fill(colours, mask[:, :, : colours.shape[2]]))
 
 
 def _on_colours(image: Image.Image, function: Callable[[np.ndarray], np.ndarray]) -> Image.Image:

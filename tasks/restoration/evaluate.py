@@ -20,6 +20,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from tasks.restoration import apply as restoration
 from tasks.restoration.apply import eight_bit
+from tasks.restoration.decision import SMALLEST_JUDGED, decide
+from tasks.restoration.noise import noise_sigma
 from tasks.restoration.samples import camera_pair, through_jpeg
 
 PICTURES = (".png", ".avif", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
@@ -75,11 +77,11 @@ def decision_rows(folder: Path, limit: int | None = None) -> Iterator[dict]:
     outcomes: dict[str, list[tuple[bool, float]]] = {}
 
     def note(condition: str, image: Image.Image, jpeg_quality: int | None = None) -> None:
-        decision = restoration.decide(image, jpeg_quality)
+        decision = decide(image, jpeg_quality)
         outcomes.setdefault(condition, []).append((decision.noisy, decision.sigma))
 
     for name, image in pictures(folder, limit):
-        if min(image.size) < restoration.SMALLEST_JUDGED:
+        if min(image.size) < SMALLEST_JUDGED:
             continue
         clean = np.asarray(image)
         note("clean", image)
@@ -156,7 +158,7 @@ def camera_rows(folder: Path, limit: int | None = None, strips: Path | None = No
             noisy, target = camera_pair(samples, rng, electrons, read, mosaic=True, blur=0.0)
             noisy, clean = eight_bit(through_jpeg(noisy, quality, False) * 255), eight_bit(target * 255)
             picture, condition = Image.fromarray(noisy), f"{electrons} e-, JPEG {quality}"
-            sigma = restoration.noise_sigma(picture)
+            sigma = noise_sigma(picture)
             shown = [("clean", Image.fromarray(clean)), (f"camera, {electrons} e-", picture)]
             yield _row("camera", folder, condition, "noisy", name, clean, noisy, 0.0, sigma=sigma)
             for method in (*FILTERS, *networks_at_hand()):

@@ -167,12 +167,15 @@ def _fabric(rng):
         uneven = rng.normal(0, 6, (SIDE, 1)) + rng.normal(0, 6, (1, SIDE))
         plain = fold + 30 * (thread - 0.6) + 18 * (over - 0.5) + uneven
         yield f"plain weave {pitch}", plain
-        yield f"plain weave {pitch}, coloured", plain[..., None] * np.array([0.6, 0.75, 1.1]) + rng.normal(
-            0, 3, (SIDE, SIDE, 3)
+        yield (
+            f"plain weave {pitch}, coloured",
+            plain[..., None] * np.array([0.6, 0.75, 1.1]) + rng.normal(0, 3, (SIDE, SIDE, 3)),
         )
         twill = fold + 25 * np.sign(np.sin((rows + columns) * np.pi / pitch)) + uneven
         yield f"twill {pitch}", twill + rng.normal(0, 5, twill.shape)
-    denim = fold + 20 * ((rows + 2 * columns) % 4 < 2) + 12 * _unit(gaussian_filter(rng.normal(size=fold.shape), (4, 0.4)))
+    denim = (
+        fold + 20 * ((rows + 2 * columns) % 4 < 2) + 12 * _unit(gaussian_filter(rng.normal(size=fold.shape), (4, 0.4)))
+    )
     yield "denim", denim[..., None] * np.array([0.45, 0.6, 1.0])
     felt = fold + 14 * _unit(gaussian_filter(rng.normal(size=fold.shape), (0.4, 1.2)))
     yield "felt", felt[..., None] * np.array([1.0, 0.5, 0.5])
