@@ -29,6 +29,7 @@ COMMANDS = (
     "restore",
     "picture",
     "duplicates",
+    "similar",
     "evaluate",
     "restoration",
     "train",
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="nightpress",
         description="Nightly compression of image buckets with a learned codec, each bitstream proved by decoding it.",
-        epilog="Example: nightpress run s3://photos s3://photos-pressed --target ms-ssim=0.98",
+        epilog="Example: nightpress run s3://photos s3://photos-pressed --target ssimulacra2=85",
     )
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:

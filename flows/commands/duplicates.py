@@ -1,15 +1,17 @@
-"""`nightpress dedup` and `nightpress similar`: duplicates on their own; nothing is stored in or taken from SOURCE.
+"""`nightpress dedup`: duplicates on their own; nothing is stored in or taken from SOURCE.
 
-What they do stands in tasks/duplicates/scan.py; here only options, progress and output.
+What it does stands in tasks/duplicates/scan.py; here only options, progress and output.
 """
 
 import argparse
 import json
-import os
+from collections import Counter
 from pathlib import Path
 
 from flows.console import Progress, WorkFailed, WrongUsage, say
 from tasks.report.words import size
+
+SHOWN = 20  # groups told one by one where all of them are in a file
 
 
 def register(subparsers) -> None:
@@ -28,27 +30,14 @@ def register(subparsers) -> None:
         help="also show altered copies (crops, frames, overlays, turned pictures), proposed by this network",
     )
     dedup.set_defaults(handler=run_dedup)
+    add_scan_arguments(dedup)
 
-    similar = subparsers.add_parser(
-        "similar",
-        help="find the pictures most similar to one",
-        epilog="Example: nightpress similar holiday.jpg s3://photos --top 5",
-    )
-    similar.add_argument("image", metavar="IMAGE", type=Path)
-    similar.add_argument("source", metavar="SOURCE", help="s3://bucket/prefix or a folder")
-    similar.add_argument("--top", type=int, default=5, help="how many (default 5)")
-    similar.add_argument(
-        "--embedding",
-        metavar="copy|classifier|autoencoder|FILE.onnx",
-        help="nearest by this network instead of by hashes: finds crops, borders, overlays, turned pictures",
-    )
-    similar.add_argument("--html", type=Path, default=Path("similar.html"), help="the page (default similar.html)")
-    similar.set_defaults(handler=run_similar)
 
-    for command in (dedup, similar):
-        command.add_argument("--threads", type=int, help="objects read at a time (default 4 a core)")
-        command.add_argument("--max-pixels", type=int, default=200_000_000, help="larger pictures are left out")
-        command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+def add_scan_arguments(command) -> None:
+    """Options of every command that reads a whole SOURCE for its pictures."""
+    command.add_argument("--threads", type=int, help="objects read at a time (default 4 a core)")
+    command.add_argument("--max-pixels", type=int, default=200_000_000, help="larger pictures are left out")
+    command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
 
 
 def embedder_of(option: str, kind: str | None):
@@ -61,7 +50,7 @@ def embedder_of(option: str, kind: str | None):
         raise WrongUsage(f"{option} {error}") from error
 
 
-def _surveyed(args: argparse.Namespace, embedder=None):
+def scanned(args: argparse.Namespace, embedder=None):
     """The store and a row per object, with its vector where there is an embedder; progress on stderr."""
     from tasks.duplicates.embeddings.embedder import EmbeddingError
     from tasks.duplicates.scan import scan_store
@@ -97,73 +86,95 @@ def run_dedup(args: argparse.Namespace) -> int:
             f"--kind {args.kind} and --dedup-embedding {args.dedup_embedding} exclude each other: "
             "embeddings propose altered copies; use --kind near or leave --dedup-embedding out"
         )
-    from tasks.duplicates.embeddings.embedder import proposed_from
-    from tasks.duplicates.scan import altered, freed, group, groups_table
+    from tasks.duplicates.scan import group
 
-    store, rows = _surveyed(args, embedder_of("--dedup-embedding", args.dedup_embedding))
+    store, rows = scanned(args, embedder_of("--dedup-embedding", args.dedup_embedding))
     unreadable = [row for row in rows if "error" in row]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     groups = group(store, rows, kind=args.kind, distance=args.distance, max_pixels=args.max_pixels)
-    others = []
-    if args.dedup_embedding:
-        least = proposed_from(args.dedup_embedding)
-        others = altered(
-            store, rows, groups, least, max_pixels=args.max_pixels,
-            looked=lambda n: say(f"confirm: {n:,} proposed pairs so far"),
-        )  # fmt: skip
-    kinds: dict[str, int] = {}
-    for members in groups + others:
-        for row in members[1:]:
-            kinds[row["duplicate_kind"]] = kinds.get(row["duplicate_kind"], 0) + 1
-    bytes_freed = sum(map(freed, groups))
-    summary = {
-        "objects": len(rows),
-        "unreadable": len(unreadable),
-        "groups": len(groups),
-        "duplicates": kinds,
-        "freed_bytes": bytes_freed,
-    }
+    others = altered_groups(args, store, rows, groups)
+    summary = counted_up(rows, unreadable, groups, others)
     if args.out:
-        import pyarrow.parquet as pq
-
-        from tasks.report.gallery import groups_page
-
-        pq.write_table(groups_table(groups + others), args.out / "groups.parquet")
-        page = groups_page(store, args.source, groups, others, len(rows), len(unreadable))
-        (args.out / "duplicates.html").write_text(page, encoding="utf-8")
-        summary |= {"groups_file": str(args.out / "groups.parquet"), "page": str(args.out / "duplicates.html")}
+        summary |= write_files(args, store, groups, others, len(rows), len(unreadable))
     if args.json:
         lists = {"group_list": [listed(members) for members in groups]}
         if args.dedup_embedding:
             lists["altered_list"] = [listed(members) for members in others]
         print(json.dumps(summary | lists, indent=1))
-        return 0
+    else:
+        tell(summary, unreadable, groups, others)
+    return 0
+
+
+def altered_groups(args: argparse.Namespace, store, rows: list[dict], groups: list) -> list[list[dict]]:
+    """Copies that only --dedup-embedding proposes, confirmed by their points."""
+    if not args.dedup_embedding:
+        return []
+    from tasks.duplicates.embeddings.embedder import proposed_from
+    from tasks.duplicates.scan import altered
+
+    return altered(
+        store, rows, groups, proposed_from(args.dedup_embedding), max_pixels=args.max_pixels,
+        looked=lambda n: say(f"confirm: {n:,} proposed pairs so far"),
+    )  # fmt: skip
+
+
+def counted_up(rows: list[dict], unreadable: list[dict], groups: list, others: list) -> dict:
+    """Figures for --json and the last line."""
+    from tasks.duplicates.scan import freed
+
+    return {
+        "objects": len(rows),
+        "unreadable": len(unreadable),
+        "groups": len(groups),
+        "duplicates": dict(Counter(row["duplicate_kind"] for members in groups + others for row in members[1:])),
+        "freed_bytes": sum(map(freed, groups)),
+    }
+
+
+def write_files(args: argparse.Namespace, store, groups: list, others: list, objects: int, unreadable: int) -> dict:
+    """groups.parquet and the page in --out; their paths."""
+    import pyarrow.parquet as pq
+
+    from tasks.duplicates.scan import groups_table
+    from tasks.report.gallery import groups_page
+
+    table, page = args.out / "groups.parquet", args.out / "duplicates.html"
+    pq.write_table(groups_table(groups + others), table)
+    page.write_text(groups_page(store, args.source, groups, others, objects, unreadable), encoding="utf-8")
+    return {"groups_file": str(table), "page": str(page)}
+
+
+def tell(summary: dict, unreadable: list[dict], groups: list, others: list) -> None:
+    """The groups in words; where they are in a file too, the first of them."""
+    from tasks.duplicates.scan import freed
+
     for row in unreadable[:10]:
         say(f"not read as a picture: {row['key']}: {row['error']}")
     if len(unreadable) > 10:
         say(f"… and {len(unreadable) - 10} more that are no readable pictures")
-    for members in groups[: 20 if args.out else None]:
+    file = summary.get("groups_file")
+    for members in groups[: SHOWN if file else None]:
         print(f"{members[0]['key']}  stays; {size(freed(members))} could be freed")
         for row in members[1:]:
             near = f", distance {row['hamming_distance']}, {row['psnr']:.1f} dB" if row["psnr"] is not None else ""
             print(f"  {row['key']}  {row['duplicate_kind']}{near}; {row['reason']}")
-    if args.out and len(groups) > 20:
-        print(f"… and {len(groups) - 20} more groups in {summary['groups_file']}")
-    for members in others[: 20 if args.out else None]:
+    if file and len(groups) > SHOWN:
+        print(f"… and {len(groups) - SHOWN} more groups in {file}")
+    for members in others[: SHOWN if file else None]:
         print(f"{members[0]['key']}  has altered copies, which stay")
         for row in members[1:]:
             print(f"  {row['key']}  similarity {row['similarity']:.2f}; {row['reason']}")
-    if args.out and len(others) > 20:
-        print(f"… and {len(others) - 20} more groups of altered copies in {summary['groups_file']}")
-    found = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "none"
+    if file and len(others) > SHOWN:
+        print(f"… and {len(others) - SHOWN} more groups of altered copies in {file}")
+    found = ", ".join(f"{n} {kind}" for kind, n in sorted(summary["duplicates"].items())) or "none"
     print(
-        f"{len(rows)} objects, {len(groups)} groups, duplicates: {found}; {size(bytes_freed)} could be freed "
-        "(nothing was deleted)"
+        f"{summary['objects']} objects, {len(groups)} groups, duplicates: {found}; "
+        f"{size(summary['freed_bytes'])} could be freed (nothing was deleted)"
     )
-    if args.out:
+    if file:
         print(f"page: {summary['page']}")
-    return 0
 
 
 def listed(members: list[dict]) -> dict:
@@ -178,97 +189,3 @@ def listed(members: list[dict]) -> dict:
         "freed_bytes": freed(members),
         "members": [{name: row.get(name) for name in names} for row in members[1:]],
     }
-
-
-def run_similar(args: argparse.Namespace) -> int:
-    import base64
-    import io
-
-    from codec.pictures.errors import PictureError
-    from tasks.duplicates.agreement import agreement, original_of
-    from tasks.duplicates.embeddings.embedder import EmbeddingError
-    from tasks.duplicates.perceptual_hash import fingerprints
-    from tasks.duplicates.scan import nearest
-    from tasks.report.gallery import similar_page
-    from tasks.report.thumbnails import flat
-    from tasks.stores.base import StoreError
-
-    if args.top < 1:
-        raise WrongUsage(f"--top {args.top}: at least 1")
-    if not args.image.is_file():
-        raise WrongUsage(f"IMAGE {args.image} is not a file")
-    data = args.image.read_bytes()
-    query = fingerprints([data], max_pixels=args.max_pixels)[0]
-    if "error" in query:
-        raise WorkFailed(f"{args.image} can't be read as a picture: {query['error']}")
-    try:
-        mine = original_of(data, args.max_pixels)
-        picture = mine.image
-    except PictureError:  # 16 bits and the like: shown by its hashes, not compared pixel by pixel
-        mine = picture = None
-    if args.embedding and picture is None:
-        raise WorkFailed(f"{args.image} is no 8-bit picture of one frame; --embedding needs one")
-    embedder = embedder_of("--embedding", args.embedding)
-    try:
-        vector = embedder.embed([picture])[0] if embedder else None
-    except EmbeddingError as error:
-        raise WorkFailed(str(error)) from error
-    store, rows = _surveyed(args, embedder)
-    found = nearest(query, rows, len(rows) if embedder else args.top)
-    if embedder:
-        found = nearest_by_vector(vector, found, query["sha256"])[: args.top]
-    for row in found:
-        if row["sha256"] == query["sha256"]:
-            row["verdict"], psnr = "the same file", None
-        else:
-            try:
-                other = original_of(store.read(row["key"]), args.max_pixels)
-                pair = sorted((mine, other), key=lambda one: -one.image.width * one.image.height) if mine else None
-                look = agreement(*pair) if pair else None
-            except (PictureError, StoreError):
-                look = None
-            row["verdict"] = "not compared" if look is None else "a copy" if look.agrees else "not a copy"
-            if args.embedding and look is not None and not look.agrees:
-                from tasks.duplicates.local_features import is_copy
-
-                seen = is_copy(picture, other.image)
-                row["verdict"] = f"an altered copy: {seen.why}" if seen.copy else row["verdict"]
-            psnr = look.psnr if look is not None and abs(look.psnr) < float("inf") else None
-        row["psnr"] = psnr
-        distances = f"pHash {row['hamming_distance']}, dHash {row['dhash_distance']}, aHash {row['ahash_distance']}"
-        cosine = f"similarity {row['similarity']:.2f}; " if args.embedding else ""
-        row["how"] = cosine + distances + (f"; {psnr:.1f} dB" if psnr is not None else "")
-    thumbnail = flat(picture) if picture is not None else flat_of(data)
-    thumbnail.thumbnail((300, 224))
-    out = io.BytesIO()
-    thumbnail.save(out, "WEBP", quality=82)
-    uri = "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
-    page = similar_page(store, args.source, os.path.basename(args.image), query, uri, found)
-    args.html.parent.mkdir(parents=True, exist_ok=True)
-    args.html.write_text(page, encoding="utf-8")
-    names = ("key", "verdict", "hamming_distance", "dhash_distance", "ahash_distance", "psnr", "width", "height")
-    names += ("similarity",) if args.embedding else ()
-    if args.json:
-        print(json.dumps({"similar": [{name: row[name] for name in names} for row in found], "page": str(args.html)}))
-        return 0
-    for place, row in enumerate(found, start=1):
-        print(f"{place}. {row['key']}  {row['verdict']} ({row['how']})")
-    if not found:
-        print(f"no readable pictures in {args.source}")
-    print(f"page: {args.html}")
-    return 0
-
-
-def nearest_by_vector(mine, rows: list[dict], same: str) -> list[dict]:
-    """Rows that have a vector, with `similarity` (cosine to `mine`), closest first; equal ones: sha256 `same` first."""
-    scored = [row | {"similarity": float(row["vector"] @ mine)} for row in rows if "vector" in row]
-    return sorted(scored, key=lambda row: (-row["similarity"], row["sha256"] != same, row["key"]))
-
-
-def flat_of(data: bytes):
-    """A picture that the codec does not carry, as 8-bit RGB for its thumbnail."""
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data)).convert("RGB")
