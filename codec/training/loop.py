@@ -85,9 +85,10 @@ class Loop:
             yield progress
 
     def _progress(self) -> float:
+        spent, whole = time.monotonic() - self.started, 60 * self.minutes
         if self.steps is not None:
-            return (self.step - self.first) / max(self.steps, 1) if self.steps else 1.0
-        return (time.monotonic() - self.started) / (60 * self.minutes)
+            spent, whole = self.step - self.first, self.steps
+        return spent / whole if whole > 0 else 1.0
 
     @torch.no_grad()
     def stepped(self, line: Callable[[], dict]) -> None:
