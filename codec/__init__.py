@@ -24,7 +24,7 @@ _HOMES = {
     "errors": ("BadBitstream", "CodecError", "UnknownModel", "UnknownVersion"),
     "format": ("level_of",),
     "models": ("default_model", "find_model", "get_model"),
-    "pictures.errors": ("BrokenPicture", "NotAPicture", "PictureError", "UncarriedPicture"),
+    "pictures.errors": ("BrokenPicture", "DamagedPicture", "NotAPicture", "PictureError", "UncarriedPicture"),
     "pictures.files": ("Picture", "open_picture", "picture_bytes", "picture_from_image", "pixel_sha256"),
     "rate_control.budget": ("Allocation", "BudgetTooSmall", "RatePoint", "SAMPLE_LEVELS", "allocate"),
     "rate_control.target": ("Reached", "TargetUnreachable", "parse_target", "target_level"),

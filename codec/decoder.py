@@ -250,14 +250,14 @@ def _model_for(stream: Bitstream, model, device, precision, folders) -> NightCod
 
 def decode_picture(data, *, model=None, models=None, device="auto", precision: str = "auto",
                    max_pixels: int = 200_000_000) -> Picture:  # fmt: skip
-    """Bytes of a .npi file -> Picture, with its ICC, EXIF and XMP.
+    """Bytes of a .npi file -> Picture, with its metadata.
 
     `models`: folders to search for the file's model beside the package's own; `model`: the model itself (or its path).
     Raises BadBitstream, UnknownVersion or UnknownModel (all CodecError) and nothing else for any bytes.
     """
     stream = container.read(data, max_pixels)
     (image,) = _decode_parsed(_model_for(stream, model, device, precision, models), [stream])
-    return Picture(image, "NPI", image.mode, **stream.side)
+    return Picture(image, "NPI", image.mode, stream.metadata)
 
 
 def _with_info(picture: Picture) -> Image.Image:
@@ -293,7 +293,7 @@ def decode_batch(files: list, *, model=None, models=None, device="auto", precisi
         def decode_group(group: list[int], network=network, mine=mine) -> None:
             places = [mine[i] for i in group]
             for i, image in zip(places, _decode_parsed(network, [streams[i] for i in places]), strict=True):
-                images[i] = _with_info(Picture(image, "NPI", image.mode, **streams[i].side))
+                images[i] = _with_info(Picture(image, "NPI", image.mode, streams[i].metadata))
 
         map_groups(decode_group, groups_of([(*streams[i].cells, streams[i].segment) for i in mine], network), network)
     return images
@@ -320,5 +320,6 @@ def info(data) -> dict:
         "segments": len(stream.streams),
         "segment_pixels": stream.segment * 16,
         "alpha_bytes": len(stream.alpha),
-        **{f"{kind}_bytes": len(stream.side.get(kind, b"")) for kind in container.SIDE_KINDS},
+        **{f"{kind}_bytes": stream.metadata.size(kind) for kind in ("icc", "exif", "xmp")},
+        "metadata_bytes": len(stream.metadata.to_bytes()),
     }

@@ -47,8 +47,7 @@ class AnalysedPicture:
         self.width, self.height, self.mode = image.width, image.height, image.mode
         self.achromatic = image.mode[0] == "R" and _is_achromatic(image)
         self.alpha = alpha_plane.encode(np.asarray(image.getchannel("A"))) if "A" in image.mode else b""
-        side = {"icc": picture.icc, "exif": picture.exif, "xmp": picture.xmp, "colour": picture.colour}
-        self.side = {kind: part for kind, part in side.items() if part}
+        self.metadata = picture.metadata
         self._grid, self._y = grid, y
         self._last: tuple[int, Latents] | None = None
 
@@ -134,7 +133,7 @@ def _sealed(analysed: AnalysedPicture, latents: Latents, item: int, level: int) 
     return container.write(
         container.Bitstream(
             model.identity, level, analysed.width, analysed.height, analysed.mode, analysed.achromatic,
-            analysed.segment, analysed.side, analysed.alpha, streams,
+            analysed.segment, analysed.metadata, analysed.alpha, streams,
         )
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 VERSION = 1
 MODES = ("L", "LA", "RGB", "RGBA")
 SEGMENTS = (16, 32, 64)  # permitted segment sides, in latent cells; no less than the decoder's halo of twelve
-METADATA_LIMIT = 16 << 20  # bytes of ICC + EXIF + XMP that a file may carry
+METADATA_LIMIT = 16 << 20  # bytes of metadata that a file may carry
 LEVELS = 1000  # highest level; quality = level / 10
 KNOTS = 16  # gains are stored at this many levels and interpolated between
 LAMBDA_RANGE = (0.0007, 0.26)  # weight of 255^2 MSE against bits per pixel, at level 0 and at level 1000

@@ -28,6 +28,7 @@ from flows.prefect_server import PrefectServer
 from flows.run_context import NightRun, as_prefect_task, stage_of
 from flows.settings import RunSettings, deadline_after
 from tasks.night import listing
+from tasks.night.duplicate_metadata import keep_metadata
 from tasks.night.catalog import CATALOG_SCHEMA, read_catalog
 from tasks.night.model_files import NoModel, codec_model, embedding_identity, embedding_of
 from tasks.night.runs import latest_manifest, new_run_id, unfinished_run, write_json
@@ -164,6 +165,7 @@ def conduct(run: NightRun) -> dict:
         facts = stages.fingerprint(run, listed)
         planned = stages.the_plan(run, facts, known)
         decided = stages.compress_all(run, planned, known)
+        decided = keep_metadata(run.dest, run.night, decided, known)
         decided = stages.with_waiting(run, listed, decided)
     return finish(run, listed, decided, catalog, gone)
 

@@ -1,6 +1,6 @@
 """The .npi file: writing it, and reading it without trusting a byte. FORMAT.md describes it for other decoders.
 
-Parsing here touches the container alone: fields, lengths, checksum, side data. What the streams mean is segments.py's,
+Parsing here touches the container alone: fields, lengths, checksum, metadata. What the streams mean is segments.py's,
 the alpha plane's code is alpha.py's. No field leads to an allocation before it is bounded by the bytes that are there.
 """
 
@@ -9,17 +9,17 @@ import struct
 import zlib
 
 from codec.errors import BadBitstream, UnknownVersion
-from codec.format import LEVELS, METADATA_LIMIT, MODES, SEGMENTS, VERSION, edges
+from codec.format import LEVELS, MODES, SEGMENTS, VERSION, edges
+from codec.pictures.metadata import MOST_BYTES, Metadata
 
 MAGIC = b"NPI"
-SIDE_KINDS = ("icc", "exif", "xmp", "colour")
 MAX_SIDE = (1 << 24) - 1  # pixels; together with max_pixels in `read`
 _FIXED = struct.Struct("<3sB8sBH")
 
 
 @dataclasses.dataclass
 class Bitstream:
-    """All that a .npi file says. Streams are in segment order; `side` maps of SIDE_KINDS those present to bytes."""
+    """All that a .npi file says. Streams are in segment order; `metadata` is of the upright picture."""
 
     model: str  # 16 hex digits
     level: int  # 0..1000
@@ -28,7 +28,7 @@ class Bitstream:
     mode: str  # of MODES
     achromatic: bool = False  # RGB with three equal channels
     segment: int = 64  # side of a segment in latent cells
-    side: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    metadata: Metadata = Metadata()
     alpha: bytes | memoryview = b""
     streams: list = dataclasses.field(default_factory=list)
 
@@ -54,18 +54,14 @@ def _varint(value: int) -> bytes:
 
 def write(stream: Bitstream) -> bytes:
     """Bitstream -> bytes of a .npi file."""
-    sides = [stream.side.get(kind) for kind in SIDE_KINDS]
     flags = MODES.index(stream.mode) | stream.achromatic << 2
     packed = b""
     head = []
-    if any(sides):
-        for bit, part in enumerate(sides):
-            if part:
-                flags |= 8 << bit
-                head.append(_varint(len(part)))
+    if metadata := stream.metadata.to_bytes():
+        flags |= 8
         coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-        packed = coder.compress(b"".join(part for part in sides if part)) + coder.flush()
-        head.append(_varint(len(packed)))
+        packed = coder.compress(metadata) + coder.flush()
+        head += [_varint(len(metadata)), _varint(len(packed))]
     if "A" in stream.mode:
         head.append(_varint(len(stream.alpha)))
     head.extend(_varint(len(part) // 2) for part in stream.streams[:-1])
@@ -130,7 +126,7 @@ def read(data, max_pixels: int = 200_000_000) -> Bitstream:
     data = _checked(memoryview(data).cast("B").toreadonly())
     _, _, model, flags, packed = _FIXED.unpack_from(data)
     level, segment = packed & 0x3FF, packed >> 10
-    if flags & 0x80 or segment >= len(SEGMENTS) or level > LEVELS:
+    if flags & 0xF0 or segment >= len(SEGMENTS) or level > LEVELS:
         raise BadBitstream("reserved bits of the header are set")
     reader = _Reader(data, _FIXED.size)
     width = reader.varint("width", MAX_SIDE - 1) + 1
@@ -140,22 +136,21 @@ def read(data, max_pixels: int = 200_000_000) -> Bitstream:
     stream = Bitstream(bytes(model).hex(), level, width, height, MODES[flags & 3], bool(flags & 4), SEGMENTS[segment])
     if stream.achromatic and stream.mode[0] == "L":
         raise BadBitstream("a grey picture marked as RGB without colours")
-    sizes = {kind: reader.varint(f"{kind} length", METADATA_LIMIT) for bit, kind in enumerate(SIDE_KINDS)
-             if flags & 8 << bit}  # fmt: skip
-    if sum(sizes.values()) > METADATA_LIMIT or 0 in sizes.values():
-        raise BadBitstream(f"side data of {sum(sizes.values())} bytes; between 1 and {METADATA_LIMIT} are allowed")
-    side_length = reader.varint("side data length", len(data)) if sizes else 0
+    size = reader.varint("metadata length", MOST_BYTES) if flags & 8 else 0
+    if flags & 8 and not size:
+        raise BadBitstream("metadata of no bytes is announced")
+    packed_length = reader.varint("packed metadata length", len(data)) if size else 0
     alpha_length = reader.varint("alpha length", len(data)) if "A" in stream.mode else 0
     count = segment_count(stream)
     if 8 * count > len(data):
         raise BadBitstream(f"{len(data)} bytes are too few for a picture of {width}x{height}")
     lengths = [2 * reader.varint("segment length", len(data)) for _ in range(count - 1)]
-    side = reader.take(side_length, "side data")
+    packed_metadata = reader.take(packed_length, "metadata")
     stream.alpha = reader.take(alpha_length, "alpha plane")
     stream.streams = [reader.take(length, f"segment {i}") for i, length in enumerate(lengths)]
     stream.streams.append(reader.take(len(data) - reader.at, "last segment"))
-    if sizes:
-        stream.side = _side_data(side, sizes)
+    if size:
+        stream.metadata = _metadata(packed_metadata, size)
     return stream
 
 
@@ -174,21 +169,16 @@ def _checked(data: memoryview) -> memoryview:
     return data[:-4]
 
 
-def _side_data(packed: memoryview, sizes: dict[str, int]) -> dict[str, bytes]:
-    """The parts of these sizes that are deflated one after the other."""
-    raw, at, parts = _inflate(packed, sum(sizes.values())), 0, {}
-    for kind, size in sizes.items():
-        parts[kind] = raw[at : at + size]
-        at += size
-    return parts
-
-
-def _inflate(packed: memoryview, size: int) -> bytes:
+def _metadata(packed: memoryview, size: int) -> Metadata:
+    """What is deflated there, `size` bytes."""
     inflater = zlib.decompressobj(-15)
     try:
         raw = inflater.decompress(packed, size + 1)
     except zlib.error as error:
-        raise BadBitstream(f"its side data cannot be inflated: {error}") from error
+        raise BadBitstream(f"its metadata cannot be inflated: {error}") from error
     if len(raw) != size or not inflater.eof or inflater.unused_data or inflater.unconsumed_tail:
-        raise BadBitstream(f"its side data is not the {size} bytes announced")
-    return raw
+        raise BadBitstream(f"its metadata is not the {size} bytes announced")
+    try:
+        return Metadata.from_bytes(raw)
+    except ValueError as error:
+        raise BadBitstream(f"its metadata cannot be read: {error}") from error

@@ -25,5 +25,9 @@ class UncarriedPicture(PictureError):
     """A sound picture that the codec cannot carry without loss of something other than precision of 8-bit samples."""
 
 
+class DamagedPicture(PictureError):
+    """A picture that decodes although part of its data is missing or corrupt: what is seen is not all there was."""
+
+
 def _rebuild(kind, reason, width, height, format, mode):
     return kind(reason, width=width, height=height, format=format, mode=mode)

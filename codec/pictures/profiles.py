@@ -1,4 +1,4 @@
-"""What a colour profile says, as far as it decides how numbers are seen. Profiles' bytes are carried by sidecar.py."""
+"""What a colour profile says, as far as it decides how numbers are seen. Profiles' bytes are carried by metadata.py."""
 
 import io
 from functools import lru_cache

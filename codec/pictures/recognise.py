@@ -1,6 +1,7 @@
-"""What kind of file it is, by its first bytes and never by its name: Pillow's name of it, or why it is not read."""
+"""What kind of file it is, by its first bytes: Pillow's name of the format, or an error that says what else it is."""
 
 import re
+import zlib
 
 from codec.pictures.errors import BrokenPicture, NotAPicture, UncarriedPicture
 
@@ -49,6 +50,8 @@ def recognised(data: bytes) -> str:
         for brand in sorted(brands & set(_UNREAD_BRANDS)):
             name = _UNREAD_BRANDS[brand]
             raise UncarriedPicture(f"{name} files are not read here", format=name)
+    if data[:3] == b"\x1f\x8b\x08":
+        _refuse_gzipped(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     for signature, name in (
@@ -83,3 +86,15 @@ def recognised(data: bytes) -> str:
     if re.match(rb"\s*(<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<svg[\s>]", data[:4096], re.S):
         raise UncarriedPicture("SVG is a drawing without pixels", format="SVG")
     raise NotAPicture("not an image by its first bytes")
+
+
+def _refuse_gzipped(data: bytes) -> None:
+    """Raise UncarriedPicture where gzip holds a picture; anything else in it is none of ours."""
+    try:
+        start = zlib.decompressobj(31).decompress(data[:4096], 1024)
+        inside = recognised(start)
+    except (zlib.error, NotAPicture, BrokenPicture):
+        return
+    except UncarriedPicture as error:
+        inside = error.format
+    raise UncarriedPicture(f"a {inside} packed by gzip: unpack it, and the next night takes it up", format=inside)

@@ -6,7 +6,7 @@
             the samples (samples.py)
 
 A PNG keeps its depth, palette, chunks and what lies behind IEND. Any other picture comes back as a PNG of the pixels
-as shown, with the chunks that codec/pictures/sidecar.py makes of its metadata. Samples of what a lossy codec wrote
+as shown, with the chunks that codec/pictures/metadata.py makes of its metadata. Samples of what a lossy codec wrote
 (JPEG, AVIF, lossy WebP) are never fewer bytes this way: declined without trying.
 """
 
@@ -16,8 +16,7 @@ import struct
 import numpy as np
 
 from codec.pictures.files import Picture
-from codec.pictures.metadata import upright_exif
-from codec.pictures.sidecar import NotCarried, png_chunks, read_sidecar
+from codec.pictures.metadata import Metadata, orientation, png_chunks
 from tasks.forms.base import DamagedData, Declined, Goal, Reader, number
 from tasks.forms.packing import pack, unpack
 from tasks.forms.png_files import (
@@ -91,14 +90,9 @@ def _as_png(file_bytes: bytes, picture: Picture | None) -> Png:
         raise Declined("it cannot be shown as one picture of 8 bits a sample")
     if picture.format in ("JPEG", "MPO", "AVIF") or (picture.format == "WEBP" and b"VP8 " in file_bytes[12:4096]):
         raise Declined("a lossy codec wrote it: its samples take more bytes than it has")
-    info = {"icc_profile": picture.icc, "exif": picture.exif, "xmp": picture.xmp}
-    try:
-        sidecar = read_sidecar(file_bytes, picture.format or "", exif=picture.exif, info=info)
-    except NotCarried as reason:
-        raise Declined(f"it holds what a PNG cannot: {reason}") from reason
     image = picture.image
     header = Header(image.width, image.height, 8, COLOUR_TYPES[image.mode])
-    before = b"".join(chunk(kind, content) for kind, content in png_chunks(sidecar))
+    before = b"".join(chunk(kind, content) for kind, content in png_chunks(picture.metadata))
     return Png(header, before, np.asarray(image).reshape(header.shape), chunk(b"IEND", b""))
 
 
@@ -106,7 +100,7 @@ def _is_turned(png: bytes) -> bool:
     """Whether EXIF says that viewers turn it; EXIF in a text chunk counts as if it did."""
     for kind, start, end in chunks(png, 8):
         content = png[start + 8 : end - 4]
-        if kind == b"eXIf" and upright_exif(content.removeprefix(b"Exif\0\0")) != content.removeprefix(b"Exif\0\0"):
+        if kind == b"eXIf" and orientation(Metadata.of(("exif", content.removeprefix(b"Exif\0\0")))) > 1:
             return True
         if kind in (b"zTXt", b"tEXt") and content.startswith(b"Raw profile type exif"):
             return True

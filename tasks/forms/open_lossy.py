@@ -1,7 +1,7 @@
 """Open lossy formats to the night's target: AVIF (libavif) and JPEG XL (libjxl), for who serves what is stored.
 
     AVIF or JPEG XL file, with EXIF, XMP and (AVIF) ICC profile where viewers look for them
-    box "npsc"  all metadata (codec/pictures/sidecar.py), of which the PNG that comes back is made
+    box "npsc"  all metadata (codec/pictures/metadata.py), of which the PNG that comes back is made
 
 The level of a target is found as for the learned codec (codec/rate_control), on a scale of 0..1000 that stands for AVIF's
 quality 0..100 or for JPEG XL's distance 15..0.05, a geometric progression. Alpha has to come back exactly.
@@ -15,15 +15,15 @@ from PIL import Image
 
 from codec import metrics
 from codec.pictures.files import Picture
+from codec.pictures.metadata import Metadata, png_chunks
 from codec.pictures.profiles import is_srgb
-from codec.pictures.sidecar import NotCarried, Sidecar, png_chunks, read_sidecar
 from codec.pictures.trailing import boxes
 from codec.rate_control import target as rate
 from codec.ssimulacra2 import MIN_SIDE, Reference
 from tasks.forms.base import DamagedData, Declined, Goal
 from tasks.forms.png_files import COLOUR_TYPES, Header, Png, chunk, write_png
 
-_SIDECAR = b"npsc"
+_METADATA = b"npsc"
 _AVIF_SPEED, _JXL_EFFORT = 6, 7
 _DISTANCES = 15.0, 0.05
 _EXCESS = {"psnr": 0.1, "ms-ssim": 0.1, "ssimulacra2": 0.5}  # by which a target may be exceeded; MS-SSIM in dB
@@ -58,7 +58,7 @@ class OpenLossy:
         if picture is None or goal is None:
             raise Declined("it cannot be shown as one picture of 8 bits a sample")
         metric, value = effective_goal(goal, picture)
-        tail = self._metadata(file_bytes, picture)
+        tail = self._boxes(picture)
         measure, coded = self._measured(picture, metric)
         curves = _CURVES[self.name, metric]
         excess = _EXCESS[metric]
@@ -91,20 +91,20 @@ class OpenLossy:
             raise Declined(f"its transparency does not come back exactly from {self.name.upper()}")
 
     def decode(self, data: bytes) -> bytes:
-        image, sidecar = self._opened(data)
+        image, metadata = self._opened(data)
         header = Header(image.width, image.height, 8, COLOUR_TYPES[image.mode])
-        before = b"".join(chunk(kind, content) for kind, content in png_chunks(sidecar))
+        before = b"".join(chunk(kind, content) for kind, content in png_chunks(metadata))
         return write_png(Png(header, before, np.asarray(image).reshape(header.shape), chunk(b"IEND", b"")))
 
-    def _opened(self, data: bytes) -> tuple[Image.Image, Sidecar]:
+    def _opened(self, data: bytes) -> tuple[Image.Image, Metadata]:
         """Raises DamagedData."""
         try:
-            sidecar = Sidecar()
+            metadata = Metadata()
             for kind, start, end in boxes(data):
-                if kind == _SIDECAR:
+                if kind == _METADATA:
                     mode = ("L", "LA", "RGB", "RGBA")[data[start] & 3]
-                    sidecar = Sidecar.from_bytes(data[start + 1 : end])
-            return self._pixels(data, mode), sidecar
+                    metadata = Metadata.from_bytes(data[start + 1 : end])
+            return self._pixels(data, mode), metadata
         except Exception as error:  # Pillow's plugins raise nearly every built-in class on damaged input
             raise DamagedData(f"the {self.name.upper()} file cannot be decoded: {error}") from error
 
@@ -166,17 +166,12 @@ class OpenLossy:
         )
         return out.getvalue()
 
-    def _metadata(self, file_bytes: bytes, picture: Picture) -> bytes:
+    def _boxes(self, picture: Picture) -> bytes:
         """Boxes behind the file. Raises Declined where something would be lost."""
         if self.name == "jxl" and picture.icc and not is_srgb(picture.icc):
             raise Declined("its colour profile cannot be written into JPEG XL here")
-        info = {"icc_profile": picture.icc, "exif": picture.exif, "xmp": picture.xmp}
-        try:
-            sidecar = read_sidecar(file_bytes, picture.format or "", exif=picture.exif, info=info)
-        except NotCarried as reason:
-            raise Declined(f"it holds what {self.name.upper()} cannot: {reason}") from reason
         mode = ("L", "LA", "RGB", "RGBA").index(picture.image.mode)
-        tail = _box(_SIDECAR, bytes([mode]) + sidecar.to_bytes())
+        tail = _box(_METADATA, bytes([mode]) + picture.metadata.to_bytes())
         if self.name == "jxl":
             tail = (_box(b"Exif", bytes(4) + picture.exif) if picture.exif else b"") + tail
             tail = (_box(b"xml ", picture.xmp) if picture.xmp else b"") + tail

@@ -35,6 +35,10 @@ CATALOG_SCHEMA = pa.schema(
         ("derived_bytes", pa.int64()),
         ("colour_sha256", pa.string()),  # of what says how the pixels' numbers are to be seen (ICC and the like)
         ("exif_bytes", pa.int64()),
+        ("metadata_sha256", pa.string()),  # of all that the file says (duplicate_metadata.py); null: nothing
+        ("metadata_key", pa.string()),  # under DEST: of duplicates that say something other than their keeper
+        ("metadata_offset", pa.int64()),
+        ("metadata_length", pa.int64()),
         ("true_pixels", pa.int64()),  # less than width * height where the picture is an enlargement
         ("jpeg_quality", pa.int32()),
         ("keeper_turn", pa.int32()),  # how a near duplicate is cut from its keeper; null: it shows the whole

@@ -124,7 +124,7 @@ def foretell(
         return source.read(info.key, etag=info.etag, max_bytes=limit)
 
     def measure(info, data: bytes) -> Measured:
-        row = blank | fingerprint.inspect_object(night, item_of(info), (data, ObjectHead(**item_of(info))))
+        row = blank | fingerprint.inspect_object(night, item_of(info), (data, ObjectHead(**item_of(info)))).row
         if row["status"] is None:
             row = compress.compress_object(night, row, data).row
         if budget_percent is not None and row["status"] == "compressed":

@@ -8,17 +8,21 @@ codec/pixels.py's.
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
-from codec.pictures.errors import BrokenPicture, NotAPicture, PictureError, UncarriedPicture
+from codec.pictures.errors import BrokenPicture, DamagedPicture, NotAPicture, PictureError, UncarriedPicture
 from codec.pictures.files import Picture, open_picture, pixel_sha256
+from codec.pictures.metadata import Metadata
 from codec.pictures.profiles import is_srgb
 from tasks.duplicates.perceptual_hash import hashes_of
 from tasks.duplicates.rules import true_pixels
+from tasks.forms.content import kind_of
 from tasks.night.catalog import CATALOG_SCHEMA, table_of
+from tasks.night.duplicate_metadata import save_shard
 from tasks.night.listing import listed_row
 from tasks.night.model_files import local_copy
 from tasks.night.runs import Night, store_of
@@ -50,10 +54,18 @@ def fetch(night: Night, item: dict) -> tuple[bytes, ObjectHead | None]:
     return source.fetch(item["key"], etag=item["etag"], max_bytes=MAX_BYTES)
 
 
-def inspect_object(night: Night, item: dict, fetched) -> dict:
+@dataclass(frozen=True)
+class InspectedObject:
+    """One object's row, and what its file says beside the pixels (None: it is no picture that can be coded)."""
+
+    row: dict
+    metadata: Metadata | None = None
+
+
+def inspect_object(night: Night, item: dict, fetched) -> InspectedObject:
     """The row of one object as far as looking at it can say; never raises for what is wrong with the object."""
     watch = Stopwatch()
-    row = listed_row(night, item)
+    row, metadata = listed_row(night, item), None
     try:
         if isinstance(fetched, StoreError):
             raise fetched
@@ -65,34 +77,42 @@ def inspect_object(night: Night, item: dict, fetched) -> dict:
             row["metadata"] = json.dumps(head.metadata) if head.metadata else None
             row["headers"] = json.dumps(head.headers) if head.headers else None
         picture = open_picture(data, night.max_pixels)
-        row |= facts(picture, night.denoise) | vector(night, picture.image)
+        metadata = picture.metadata
+        if picture.exact:
+            row |= {"status": "kept", "reason": f"a lossy codec would spoil it: {picture.exact}"}
+        row |= facts(picture, night.denoise and not picture.exact) | vector(night, picture.image)
     except StoreError as error:
         row |= failure(error, str(error)) | {"retry": True}
     except NotAPicture as error:
         row |= {"status": "skipped", "reason": error.reason}
     except UncarriedPicture as error:
-        row |= {"status": "kept", "reason": f"the codec cannot carry it: {error.reason}"} | shape(error)
+        change = {"status": "kept", "reason": f"no lossy form carries it: {error.reason}", "exact_only": True}
+        row |= change | shape(error)
+    except DamagedPicture as error:
+        row |= {"status": "kept", "reason": f"it is damaged, and stays as it is: {error.reason}"} | shape(error)
     except BrokenPicture as error:
         row |= failure(error, error.reason) | shape(error)
     except Exception as error:  # a decoder's own bug over one file must not cost the night
         row |= failure(error, f"looking at it failed: {type(error).__name__}: {error}")
     row["seconds"] = watch.seconds
-    return row
+    return InspectedObject(row, metadata)
 
 
 def facts(picture: Picture, denoise: bool) -> dict:
     """Columns that the decoded picture gives."""
     image = picture.image
     decision = decide(image, picture.jpeg_quality)
+    cleaned = decision.noisy and denoise
     icc = None if picture.icc and is_srgb(picture.icc) else picture.icc
     colour = b"".join(part or b"" for part in (icc, picture.colour))
     return {
         "width": image.width, "height": image.height, "format": picture.format, "mode": picture.mode,
         "pixel_sha256": pixel_sha256(image), **hashes_of(image), "hash_method": "full",
-        "noise_sigma": decision.sigma, "denoised": decision.noisy and denoise,
+        "noise_sigma": decision.sigma, "denoised": cleaned,
+        **({"reason": f"cleaned: {decision.why}"} if cleaned else {}),
         "colour_sha256": hashlib.sha256(colour).hexdigest() if colour else None,
         "exif_bytes": len(picture.exif or b""), "true_pixels": true_pixels(image),
-        "jpeg_quality": picture.jpeg_quality,
+        "jpeg_quality": picture.jpeg_quality, "content": kind_of(image),
     }  # fmt: skip
 
 
@@ -121,11 +141,12 @@ def failure(error: Exception, reason: str) -> dict:
     return {"status": "failed", "reason": reason, "error": f"{type(error).__name__}: {error}"}
 
 
-def killed_row(night: Night, item: dict, why: str) -> dict:
+def killed_row(night: Night, item: dict, why: str) -> InspectedObject:
     """The row of an object over which workers keep dying."""
     change = {"status": "failed", "reason": why, "error": f"KilledWorker: {why}", "seconds": 0.0}
-    return listed_row(night, item) | change
+    return InspectedObject(listed_row(night, item) | change)
 
 
-def gather(night: Night, shard: str, rows: list[dict]):
-    return table_of(rows, CATALOG_SCHEMA)
+def gather(night: Night, shard: str, results: list[InspectedObject]):
+    places = save_shard(store_of(night.dest), night, shard, [result.metadata for result in results])
+    return table_of([result.row | place for result, place in zip(results, places, strict=True)], CATALOG_SCHEMA)

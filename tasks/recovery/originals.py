@@ -7,15 +7,18 @@ import hashlib
 from collections.abc import Iterator
 
 from tasks.recovery.out import Out
-from tasks.recovery.rows import FROM_METADATA, NO_LIMIT, described, foreign, made_of
+from tasks.recovery.rows import FROM_METADATA, NO_LIMIT, described, foreign, made_of, own_metadata
 from tasks.stores.base import WHOLE_UP_TO, Changed, NotFound, Store, StoreError
 
 
 class Originals:
-    """SOURCE during one restore. keepers: rows by key of what may stand in for a duplicate that is gone."""
+    """SOURCE during one restore; DEST holds what duplicates say of their own.
 
-    def __init__(self, source: Store, out: Out, keepers: dict[str, dict], run_id: str):
-        self.source, self.out, self.keepers, self.run_id = source, out, keepers, run_id
+    keepers: rows by key of what may stand in for a duplicate that is gone.
+    """
+
+    def __init__(self, source: Store, dest: Store, out: Out, keepers: dict[str, dict], run_id: str):
+        self.source, self.dest, self.out, self.keepers, self.run_id = source, dest, out, keepers, run_id
 
     def copy(self, row: dict) -> int:
         """Write the key to OUT; returns its bytes. Raises StoreError."""
@@ -66,7 +69,7 @@ class Originals:
         except PictureError as error:
             raise StoreError(f"{keeper['key']} cannot be decoded: {error}") from error
         self.out.rename_to_png(row)
-        return self.out.put_picture(row, picture)
+        return self.out.put_picture(row, picture, own_metadata(self.dest, row, picture))
 
     def _check_sha256(self, row: dict, sha256: str) -> None:
         if row["sha256"] and row["sha256"] != sha256:

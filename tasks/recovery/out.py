@@ -86,9 +86,9 @@ class Out:
     def _occupied(self, name: str) -> bool:
         return self.store.exists(name) if self._there is None else name in self._there
 
-    def put_picture(self, row: dict, picture) -> int:
-        """Write the picture as row's PNG, at row's own size; returns its bytes."""
-        name, data = self.names[row["key"]], png(picture, row)
+    def put_picture(self, row: dict, picture, metadata) -> int:
+        """Write the picture as row's PNG, at row's own size and with its own metadata; returns its bytes."""
+        name, data = self.names[row["key"]], png(picture, row, metadata)
         if self._occupied(name):
             if not nearly_same_picture(self.store.read(name), data):
                 raise occupied(name)

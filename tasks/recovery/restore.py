@@ -29,7 +29,7 @@ from tasks.recovery.in_flight import Room, drain
 from tasks.recovery.names import restored_names
 from tasks.recovery.originals import Originals
 from tasks.recovery.out import Out
-from tasks.recovery.rows import UNKNOWN_TURN, comes_back_as_file, keeps_its_bytes
+from tasks.recovery.rows import UNKNOWN_TURN, comes_back_as_file, keeps_its_bytes, own_metadata
 from tasks.stores.base import NotFound, Store, StoreError
 from tasks.stores.open import open_store, overlap
 
@@ -38,7 +38,8 @@ PIXELS = 100_000_000  # decoded pixels in flight, all threads together (about 10
 COLUMNS = (
     "key", "status", "reason", "output_key", "output_offset", "output_length", "output_sha256", "width", "height",
     "mode", "sha256", "keeper_key", "duplicate_kind", "model", "etag", "size", "content_type", "metadata", "headers",
-    "keeper_turn", "keeper_box", "form", "gives_back",
+    "keeper_turn", "keeper_box", "form", "gives_back", "metadata_sha256", "metadata_key", "metadata_offset",
+    "metadata_length",
 )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def restore(
     chosen = chosen_rows(catalog, keys, manifest["run_id"])
     chosen_keys = {row["key"] for row in chosen}
     keepers = {row["key"]: row for row in catalog if row["output_key"] is None}
-    originals = Originals(open_store(source), place, keepers, manifest["run_id"])
+    originals = Originals(open_store(source), store, place, keepers, manifest["run_id"])
     work = RestoreJob(Bitstreams(store, manifest["run_id"], device), originals, place, manifest["run_id"])
     work.outcome.unusual = place.write_names(chosen_keys)
     place.look(single=keys is not None)
@@ -197,7 +198,7 @@ class RestoreJob:
                 size = self.out.put_file(row, file)
             else:
                 picture = picture or self.bitstreams.picture(row, data)
-                size = self.out.put_picture(row, picture)
+                size = self.out.put_picture(row, picture, own_metadata(self.bitstreams.dest, row, picture))
             self._count(decoded=1, bytes=size)
 
         for row in rows:

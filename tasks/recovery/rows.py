@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from PIL import Image, ImageChops
 
-from tasks.stores.base import SHA256_METADATA, WRITER_METADATA, StoreError
+from tasks.stores.base import SHA256_METADATA, WRITER_METADATA, Store, StoreError
 
 FROM_METADATA = "nightpress-from"  # what a restored object was made of: tells a finished one on S3
 TYPE_METADATA = "nightpress-content-type"  # the source's Content-Type where the restored PNG has another one
@@ -17,8 +17,8 @@ NO_LIMIT = 1 << 40  # pixels: what the run took, restore takes
 UNKNOWN_TURN = 0  # of a row that is cut from its keeper, where only the report is left
 
 
-def png(picture, row: dict) -> bytes:
-    """The decoded keeper as row's own picture: its width x height, grey where it was grey, in PNG."""
+def png(picture, row: dict, metadata) -> bytes:
+    """The decoded keeper as row's own picture: its width x height, grey where it was grey, its metadata, in PNG."""
     from codec.pictures.files import picture_bytes
     from tasks.duplicates.alignment import given_back
 
@@ -31,7 +31,29 @@ def png(picture, row: dict) -> bytes:
     mode = picture.image.mode
     if row["status"] == "duplicate" and row["mode"]:
         mode = ("L" if row["mode"] in ("1", "L", "LA") else "RGB") + ("A" if mode.endswith("A") else "")
-    return picture_bytes(replace(picture, image=given_back(picture.image, row, size, mode)))
+    return picture_bytes(replace(picture, image=given_back(picture.image, row, size, mode), metadata=metadata))
+
+
+def own_metadata(dest: Store, row: dict, picture):
+    """What the row's own file said (codec's Metadata); `picture` is its keeper where it is a duplicate.
+
+    Raises StoreError.
+    """
+    from codec.pictures.metadata import Metadata
+    from tasks.night.duplicate_metadata import metadata_hash, read_metadata_of
+
+    if row["status"] != "duplicate" or row["duplicate_kind"] == "exact":
+        return picture.metadata
+    if row["metadata_key"] is not None:
+        return read_metadata_of(dest, row)
+    if row["metadata_sha256"] is None:
+        return Metadata()
+    if row["metadata_sha256"] != metadata_hash(picture.metadata):
+        raise StoreError(
+            f"{row['key']}: it said the same as {row['keeper_key']}, whose bitstream says something else now; "
+            "bring that object back from a version or backup"
+        )
+    return picture.metadata
 
 
 def keeps_its_bytes(row: dict) -> bool:
@@ -50,7 +72,8 @@ def made_of(row: dict) -> str:
         return f"copy {row['sha256'] or row['etag']}"
     where = row["output_sha256"] or f"{row['output_key']}@{row['output_offset'] or 0}"
     view = f" {row['keeper_turn']} {row['keeper_box']}" if row["keeper_box"] is not None else ""
-    return f"{row['form'] or 'npi'} {where} {row['width']}x{row['height']}{view}"
+    said = f" {row['metadata_sha256'][:16]}" if row["status"] == "duplicate" and row["metadata_sha256"] else ""
+    return f"{row['form'] or 'npi'} {where} {row['width']}x{row['height']}{view}{said}"
 
 
 def described(row: dict, *, decoded: bool) -> tuple[str | None, dict[str, str], dict[str, str]]:
@@ -63,7 +86,6 @@ def described(row: dict, *, decoded: bool) -> tuple[str | None, dict[str, str], 
     headers = json.loads(row["headers"] or "{}")
     if not decoded:
         return recorded, metadata, headers
-    headers.pop("ContentEncoding", None)
     content_type = recorded
     if not recorded or recorded.lower().startswith("image/"):
         content_type = "image/png"
@@ -81,8 +103,10 @@ def nearly_same_picture(data: bytes, other: bytes) -> bool:
     """Equal bytes, or equal size, mode and pixels within 1 of 255: decoders on two machines may differ by that."""
     if data == other:
         return True
+    from codec.pictures.metadata_readers import bare_png
+
     try:
-        a, b = (Image.open(io.BytesIO(each)) for each in (data, other))
+        a, b = (Image.open(io.BytesIO(bare_png(each))) for each in (data, other))
         if (a.mode, a.size) != (b.mode, b.size):
             return False
         return max(high for _, high in as_pairs(ImageChops.difference(a, b).getextrema())) <= 1

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin
 
-from codec.pictures.sidecar import Sidecar, bare_png, read_sidecar, same_facts
+from codec.pictures.metadata import Metadata, same_facts
+from codec.pictures.metadata_readers import bare_png, read_metadata
 
 TILE = 32
 Image.MAX_IMAGE_PIXELS = None
@@ -65,7 +66,7 @@ def plainly(case: Case) -> bool:
 
 
 def facts(case: Case) -> bool:
-    return case.safe or same_facts(sidecar_of(case.source), sidecar_of(case.restored))
+    return case.safe or same_facts(metadata_of(case.source), metadata_of(case.restored))
 
 
 def not_denoised(case: Case) -> bool:
@@ -128,9 +129,9 @@ def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(bare_png(data) if data[:4] == b"\x89PNG" else data))
 
 
-def sidecar_of(data: bytes) -> Sidecar:
+def metadata_of(data: bytes) -> Metadata:
     format = opened(data).format
-    return read_sidecar(data, format)
+    return read_metadata(data, format)
 
 
 def nightpress(*arguments: str) -> None:

@@ -12,6 +12,7 @@ from codec.bitstream import container
 from codec.bitstream.container import Bitstream, read, write
 from codec.errors import BadBitstream, UnknownVersion
 from codec.format import edges
+from codec.pictures.metadata import Metadata
 
 
 def small(**changes) -> Bitstream:
@@ -28,28 +29,28 @@ def sealed(body: bytes) -> bytes:
 
 def test_header_bytes_are_pinned():
     """Literal bytes: a change here changes the format."""
-    data = write(small(side={"icc": b"\0" * 40}, mode="RGBA", alpha=b"\xff"))
+    data = write(small(metadata=Metadata.of(("icc", b"\0" * 40)), mode="RGBA", alpha=b"\xff"))
     assert data[:15].hex() == "4e504901" + "0123456789abcdef" + "0b" + "b509"
     assert data[15:17].hex() == "633b"  # width - 1, height - 1
-    assert data[17:20].hex() == "280601"  # ICC 40 bytes, 6 deflated; alpha 1 byte
+    assert data[17:20].hex() == "2a0701"  # 42 bytes with an ICC of 40, deflated to 7; alpha 1 byte
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     level=st.integers(0, 1000), width=st.integers(1, 5000), height=st.integers(1, 5000),
     mode=st.sampled_from(format.MODES), segment=st.sampled_from(format.SEGMENTS),
-    icc=st.binary(max_size=400), exif=st.binary(max_size=40), xmp=st.binary(max_size=40), alpha=st.binary(max_size=40),
+    icc=st.binary(max_size=400), text=st.lists(st.binary(max_size=40), max_size=3), alpha=st.binary(max_size=40),
     achromatic=st.booleans(),
 )  # fmt: skip
-def test_fields_come_back(level, width, height, mode, segment, icc, exif, xmp, alpha, achromatic):
-    side = {kind: part for kind, part in (("icc", icc), ("exif", exif), ("xmp", xmp)) if part}
+def test_fields_come_back(level, width, height, mode, segment, icc, text, alpha, achromatic):
+    metadata = Metadata.of(("icc", icc), *(("png", part) for part in text))
     stream = small(
-        level=level, width=width, height=height, mode=mode, segment=segment, side=side,
+        level=level, width=width, height=height, mode=mode, segment=segment, metadata=metadata,
         alpha=alpha if "A" in mode else b"", achromatic=achromatic and mode[0] == "R",
     )  # fmt: skip
     stream.streams = [bytes([i % 256]) * (8 + 2 * (i % 7)) for i in range(container.segment_count(stream))]
     back = read(write(stream))
-    assert back.streams == stream.streams and back.side == stream.side and back.alpha == stream.alpha
+    assert back.streams == stream.streams and back.metadata == stream.metadata and back.alpha == stream.alpha
     for name in ("model", "level", "width", "height", "mode", "segment", "achromatic"):
         assert getattr(back, name) == getattr(stream, name)
 
@@ -69,7 +70,7 @@ def test_segments_cover_a_side_without_slivers():
 
 
 def test_each_truncation_and_each_flipped_bit_is_refused():
-    data = write(small(side={"exif": b"II*\0"}, mode="RGBA", alpha=b"\xff"))
+    data = write(small(metadata=Metadata.of(("exif", b"II*\0")), mode="RGBA", alpha=b"\xff"))
     for length in range(len(data)):
         with pytest.raises(BadBitstream):
             read(data[:length])
@@ -97,8 +98,9 @@ def test_versions_and_other_files_are_told_apart():
         (15, b"\x80\x80\x80\x80\x80\x80", "not a number"),
         (15, b"\x80\x00", "needless"),
         (12, b"\x80", "reserved"),  # flags
+        (12, b"\x10", "reserved"),
         (12, b"\x04", "grey"),
-        (12, b"\x0a", "side data|ends"),  # ICC announced that is not there
+        (12, b"\x0a", "metadata|ends"),  # announced and not there
     ],
 )
 def test_sealed_nonsense_is_refused(at, value, words):
@@ -108,10 +110,10 @@ def test_sealed_nonsense_is_refused(at, value, words):
         read(sealed(bytes(body)))
 
 
-def test_a_bomb_in_the_side_data_is_not_inflated():
+def test_a_bomb_in_the_metadata_is_not_inflated():
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = deflater.compress(bytes(50_000_000)) + deflater.flush()
-    data = write(small(side={"icc": b"x" * 100}))[:-4]
+    data = write(small(metadata=Metadata.of(("icc", b"x" * 100))))[:-4]
     start = data.index(b"\1\2" * 10)
     for announced in (100, 1 << 20):
         head = data[:12] + b"\x0a" + data[13:17] + container._varint(announced) + container._varint(len(bomb))
@@ -138,3 +140,13 @@ def test_any_bytes_end_in_a_bitstream_or_one_error(data):
             read(body)
         except (BadBitstream, UnknownVersion):
             pass
+
+
+def test_metadata_that_is_none_is_refused():
+    body = write(small(metadata=Metadata.of(("icc", b"x" * 100))))[:-4]
+    for nonsense in (b"\x09\x01x", b"\x01\x05abc", b"\x02\x01a\x01\x01a", b"\x01\x00"):
+        coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+        packed = coder.compress(nonsense) + coder.flush()
+        head = body[:17] + container._varint(len(nonsense)) + container._varint(len(packed))
+        with pytest.raises(BadBitstream, match="metadata"):
+            read(sealed(head + packed + b"\1\2" * 10))

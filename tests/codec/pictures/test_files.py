@@ -1,5 +1,6 @@
 """Image files of every kind: what is carried comes through whole, what is not is refused with the reason."""
 
+import gzip
 import io
 import pickle
 import struct
@@ -9,9 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from codec.pictures.errors import BrokenPicture, NotAPicture, UncarriedPicture
-from codec.pictures.files import open_picture, picture_bytes, picture_from_image, pixel_sha256
-from codec.pictures.metadata import jpeg_quality
+from codec.pictures.errors import BrokenPicture, DamagedPicture, NotAPicture, UncarriedPicture
+from codec.pictures.files import (
+    jpeg_quality,
+    open_picture,
+    picture_bytes,
+    picture_from_image,
+    pixel_sha256,
+)
+from codec.pictures.metadata import png_chunks
 
 
 def photo(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
@@ -68,11 +75,13 @@ def test_orientation_is_applied_once(orientation, format):
     assert np.array_equal(np.asarray(ImageOps.exif_transpose(restored)), np.asarray(expected))
 
 
-def test_orientation_in_xmp_alone_counts_and_is_reset():
+def test_orientation_in_xmp_alone_turns_nothing():
+    """Browsers read EXIF's alone; afterwards both say 1, so that every program shows it as they do."""
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
-    picture = open_picture(file(photo(), "JPEG", xmp=xmp))
-    assert (picture.width, picture.height) == (30, 40)
-    assert b'tiff:Orientation="1"' in picture.xmp
+    for format in ("JPEG", "WEBP"):
+        picture = open_picture(file(photo(), format, xmp=xmp))
+        assert (picture.width, picture.height) == (40, 30)
+        assert b'tiff:Orientation="1"' in picture.xmp
 
 
 def test_profiles_survive_to_the_byte():
@@ -116,6 +125,33 @@ def test_palettes_and_bilevel_become_plain_pictures():
     assert open_picture(file(photo(mode="L"), "PNG", transparency=7)).image.mode == "LA"
 
 
+def test_values_that_are_names_are_told():
+    labels = Image.fromarray(np.repeat(np.repeat(np.arange(12, dtype=np.uint8).reshape(3, 4), 20, 0), 20, 1))
+    assert "exact values" in open_picture(file(labels, "PNG")).exact
+    assert open_picture(file(labels, "PNG"), checked=False).exact is None
+    assert open_picture(file(labels, "JPEG")).exact is None
+    assert open_picture(file(photo(), "PNG")).exact is None
+
+
+def test_damage_is_told_where_the_decoder_passes_over_it():
+    data = file(photo(300, 200), "JPEG", quality=95)
+    start = data.index(b"\xff\xda") + 200
+    broken = data[:start] + bytes(len(data) - start - 2) + b"\xff\xd9"
+    with pytest.raises(DamagedPicture) as caught:
+        open_picture(broken)
+    assert (caught.value.width, caught.value.height, caught.value.format) == (300, 200, "JPEG")
+    assert open_picture(broken, checked=False).width == 300
+
+
+def test_text_that_pillow_does_not_open():
+    raw = file(photo(), "PNG")
+    text = b"zTXtlog\0\0" + zlib.compress(b"line of a log\n" * 200_000)
+    wrong = struct.pack(">I", len(text) - 4) + text + b"\0\0\0\0"
+    picture = open_picture(raw[:33] + wrong + raw[33:])
+    assert np.array_equal(np.asarray(picture.image), np.asarray(photo()))
+    assert png_chunks(picture.metadata) == [(b"zTXt", text[4:])]
+
+
 def test_gamma_of_a_png_is_carried():
     info = PngImagePlugin.PngInfo()
     info.add(b"gAMA", struct.pack(">I", 100000))
@@ -150,14 +186,22 @@ UNCARRIED = {
     "CMYK JPEG": (file(photo().convert("CMYK"), "JPEG"), "CMYK"),
     "CMYK TIFF": (file(photo().convert("CMYK"), "TIFF"), "CMYK"),
     "LAB TIFF": (file(photo().convert("LAB"), "TIFF"), "LAB"),
-    "animated GIF": (frames("GIF"), "frames"),
-    "animated PNG": (frames("PNG"), "frames"),
-    "animated WebP": (frames("WEBP"), "frames"),
+    "animated GIF": (frames("GIF"), "animation"),
+    "animated PNG": (frames("PNG"), "animation"),
+    "animated WebP": (frames("WEBP"), "animation"),
     "pages": (frames("TIFF"), "pages"),
     "MPO": (frames("MPO"), "several pictures"),
     "Ultra HDR": (jpeg_with(0xE1, b"http://ns.adobe.com/xap/1.0/\0'http://ns.adobe.com/hdr-gain-map/'"), "gain map"),
     "ISO gain map": (jpeg_with(0xE2, b"urn:iso:std:iso:ts:21496:-1\0\0\0\0\0"), "gain map"),
     "extended XMP": (jpeg_with(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(60)), "extended XMP"),
+    "gzipped": (gzip.compress(file(photo(), "JPEG")), "gzip"),
+    "motion photo": (file(photo(), "JPEG") + b"\0\0\0\x18ftypmp42" + bytes(5000), "a video .* behind the picture"),
+    "further bands": (
+        file(Image.merge("LA", [photo(mode="L")] * 2), "TIFF").replace(
+            struct.pack("<HHIHH", 338, 3, 1, 2, 0), struct.pack("<HHIHH", 338, 3, 1, 0, 0)
+        ),
+        "further bands",
+    ),
     "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF"),
     "JPEG XL": (b"\xff\x0a" + bytes(20), "JPEG XL"),
     "SVG": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
@@ -176,7 +220,7 @@ def test_what_cannot_be_carried_is_kept_with_a_reason(name):
 def test_broken_files_are_named():
     for data, words in (
         (b"", "zero bytes"),
-        (file(photo(), "JPEG")[:-200], "cannot be decoded"),
+        (file(photo(), "JPEG")[:300], "cannot be decoded"),
         (file(photo(), "PNG")[:60], "cannot be decoded"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "cannot be decoded"),
         (file(photo(), "PNG").replace(b"\r\n", b"\n", 1), "signature is damaged"),

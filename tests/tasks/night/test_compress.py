@@ -46,7 +46,7 @@ def press(tmp_path):
         night = Night(RUN, str(source), str(tmp_path / "dest"), **options)
         listed = sorted((info for info in store_of(str(source)).list() if info.key in files), key=lambda i: i.key)
         items = [{name: getattr(i, name) for name in LISTED} for i in listed]
-        looked = [fingerprint.inspect_object(night, *pair) for pair in read_ahead(LOOK, night, items)]
+        looked = [fingerprint.inspect_object(night, *pair).row for pair in read_ahead(LOOK, night, items)]
         rows = table_of(looked, CATALOG_SCHEMA).to_pylist()
         change(rows, night)
         results = [compress.compress_object(night, *pair) for pair in read_ahead(STEP, night, rows)]

@@ -43,9 +43,9 @@ def look(tmp_path):
         (item,) = [{name: getattr(i, name) for name in LISTED} for i in store_of(str(tmp_path)).list() if i.key == name]
         before(path)
         ((item, fetched),) = read_ahead(STEP, night, [item])
-        row = fingerprint.inspect_object(night, item, fetched)
-        fingerprint.gather(night, "0", [row])  # fits the schema
-        return row
+        seen = fingerprint.inspect_object(night, item, fetched)
+        fingerprint.gather(night, "0", [seen])  # fits the schema
+        return seen.row
 
     return one
 

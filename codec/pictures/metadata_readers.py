@@ -1,52 +1,34 @@
-"""What a picture's file says beside its pixels: read from the file's bytes, held as one section, written into PNG.
+"""Reading what image files say beside their pixels, format by format, from their bytes.
 
-    JPEG, PNG, WebP, GIF, TIFF, BMP, Netpbm  ->  Sidecar  ->  the bitstream's metadata section, or beside a duplicate
-                                                  Sidecar  ->  chunks of the PNG that is given back
-
-Carried: EXIF (orientation 1), ICC, XMP (its extended part joined), Photoshop's resources with IPTC, comments, pixel
-density, all that PNG chunks say (text of any kind, gamma, primaries, time ...) and unknown APP segments. In PNG each
-has the place where exiftool, exiv2, ImageMagick and Pillow look for it: `eXIf`, `iCCP`, `iTXt` XML:com.adobe.xmp,
-`pHYs`; IPTC and APP segments as `zTXt` "Raw profile type ...", comments as text `Comment`. Nothing here is bounded by
-Pillow's limits; METADATA_LIMIT bounds what is inflated and what is carried. What cannot be given back raises
-NotCarried. Which pictures are not carried for other reasons is obstacles.py's.
+Nothing here is bounded by Pillow's limits; METADATA_LIMIT bounds what is inflated and what is carried. What cannot be
+given back raises NotCarried, in words. What the parts are and how they are written is metadata.py's; which pictures
+are not carried for other reasons is obstacles.py's. Sources: T.81 annex B, JFIF, EXIF 2.32, XMP specification part 3,
+ICC.1 annex B.4, PNG third edition, RFC 9649, GIF89a, TIFF 6.0, BITMAPV5HEADER.
 """
 
-import dataclasses
 import re
 import struct
 import zlib
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
+from PIL import Image
+
+from codec.format import METADATA_LIMIT
+from codec.pictures.metadata import MOST_PARTS, PNG_COLOURS, XMP_KEYWORD, Metadata, NotCarried
 from codec.pictures.trailing import tiff_directories, tiff_numbers
 
-METADATA_LIMIT = 16 << 20  # bytes of metadata that a bitstream may carry
-MOST_PARTS = 4096
-
-# Kinds of parts in their order, as numbered from 1 in the bitstream
-KINDS = (
-    "exif",  # from its TIFF header on, orientation 1
-    "icc",
-    "xmp",  # one packet, tiff:Orientation 1
-    "photoshop",  # image resources ("8BIM" blocks), IPTC among them
-    "comment",  # of a JPEG, GIF or Netpbm file
-    "density",  # as in PNG's pHYs: pixels a unit across and down (big-endian uint32), unit 1 metre or 0 unknown
-    "png",  # a chunk: its type and data
-    "app",  # a JPEG application segment: its number 0..15 and data
-)
 _INCHES = 39.370078740157  # in a metre
 
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
-_XMP_KEYWORD = b"XML:com.adobe.xmp"
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _IPTC_RESOURCE = b"8BIM\x04\x04\0\0"
 
 # PNG chunks that make the picture or only help to decode it: nothing of them is lost
 _PNG_PICTURE = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"hIST", b"sPLT", b"sBIT", b"bKGD", b"iDOT", b"acTL")
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_PNG_COLOURS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi")
-_PNG_CARRIED = (*_PNG_COLOURS, b"tIME", b"oFFs", b"sCAL", b"pCAL", b"sTER", b"caNv", b"vpAg", b"orNT")
+_PNG_CARRIED = (*PNG_COLOURS, b"tIME", b"oFFs", b"sCAL", b"pCAL", b"sTER", b"caNv", b"vpAg", b"orNT")
 _PNG_REFUSED = {
     b"caBX": "a signed record of its origin (C2PA), which no new file can keep",
     b"mkBF": "Fireworks' layers", b"mkTS": "Fireworks' layers", b"mkBS": "Fireworks' layers",
@@ -66,99 +48,36 @@ _APP_REFUSED = (
 _XMP_DATA = (b"GDepth:Data", b"GImage:Data", b"GAudio:Data", b"depthmap:", b"Profile:")
 
 
-class NotCarried(ValueError):
-    """The file says or holds something that cannot be given back; the message is the reason, in words."""
+# Tags that come back with the picture: through EXIF, XMP, ICC, IPTC (metadata_readers.py)
+TIFF_DESCRIPTION = (
+    269, 270, 271, 272, 282, 283, 285, 296, 305, 306, 315, 316, 18246, 33432, 34665, 34853, 40091, 40092, 40093, 40094,
+    40095,
+)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Sidecar:
-    """Metadata of one picture: (kind of KINDS, bytes), sorted by kind, in the file's order within a kind."""
+def read_metadata(data: bytes, format: str, image: Image.Image | None = None) -> Metadata:
+    """What an image file says beside its pixels, as it stands there (orientation too); raises NotCarried.
 
-    parts: tuple[tuple[str, bytes], ...] = ()
-
-    @classmethod
-    def of(cls, *parts: tuple[str, bytes | None]) -> "Sidecar":
-        """From parts in any order; None and empty ones are left out."""
-        return cls(tuple(sorted(((kind, part) for kind, part in parts if part), key=lambda each: KINDS.index(each[0]))))
-
-    def first(self, kind: str) -> bytes | None:
-        return next((part for name, part in self.parts if name == kind), None)
-
-    def with_parts(self, **parts: bytes | None) -> "Sidecar":
-        """The same with all parts of the named kinds replaced by one each (None: by none)."""
-        rest = [(kind, part) for kind, part in self.parts if kind not in parts]
-        return Sidecar.of(*rest, *parts.items())
-
-    def to_bytes(self) -> bytes:
-        """Each part: its kind's number from 1, its length (LEB128), its bytes. b"" for no parts."""
-        out = bytearray()
-        for kind, part in self.parts:
-            out.append(KINDS.index(kind) + 1)
-            length = len(part)
-            while length > 0x7F:
-                out.append(0x80 | length & 0x7F)
-                length >>= 7
-            out.append(length)
-            out += part
-        return bytes(out)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Sidecar":
-        """The inverse of to_bytes. Raises ValueError for other bytes."""
-        parts: list[tuple[str, bytes]] = []
-        at, lowest = 0, 1
-        while at < len(data):
-            number, at = data[at], at + 1
-            if not lowest <= number <= len(KINDS) or len(parts) >= MOST_PARTS:
-                raise ValueError(f"part {len(parts)} is of kind {number}, which does not belong there")
-            length = shift = 0
-            while True:
-                if at >= len(data) or shift > 28:
-                    raise ValueError("a part's length is no number")
-                byte, at = data[at], at + 1
-                length |= (byte & 0x7F) << shift
-                shift += 7
-                if byte < 0x80:
-                    break
-            if byte == 0 and shift > 7:
-                raise ValueError("a part's length is written with needless bytes")
-            if not length or at + length > len(data):
-                raise ValueError("a part reaches beyond the end")
-            parts.append((KINDS[number - 1], data[at : at + length]))
-            at, lowest = at + length, number
-        return cls(tuple(parts))
-
-
-def same_facts(a: Sidecar, b: Sidecar) -> bool:
-    """Whether two files say the same, whatever format each is in: a JPEG and the PNG that was made of it."""
-    return sorted(png_chunks(a)) == sorted(png_chunks(b))
-
-
-def read_sidecar(data: bytes, format: str, *, exif: bytes | None = None, info: dict | None = None) -> Sidecar:
-    """Metadata of an image file; raises NotCarried.
-
-    data: the whole file; format: as Pillow names it. For TIFF, `exif` is what the caller made of its tags; for formats
-    that are not read here (AVIF, JPEG 2000 ...) `info` holds icc_profile, exif and xmp as Pillow gives them.
+    data: the whole file; format: as Pillow names it. `image` is the same file opened by Pillow: TIFF's description
+    tags, and whatever else it knows of formats that are not read here (AVIF, JPEG 2000 ...), come from there.
     """
     read = {
         "JPEG": _of_jpeg, "MPO": _of_jpeg, "PNG": _of_png, "WEBP": _of_webp, "GIF": _of_gif, "BMP": _of_bmp,
         "PPM": _of_netpbm,
     }.get(format)  # fmt: skip
     if format == "TIFF":
-        sidecar = _of_tiff(data, exif)
+        metadata = _of_tiff(data, _exif_of_tags(image) if image is not None else None)
     elif read:
-        sidecar = read(data)
+        metadata = read(data)
     else:
-        sidecar = _of_info(info or {})
-    if sum(len(part) for _, part in sidecar.parts) > METADATA_LIMIT or len(sidecar.parts) > MOST_PARTS:
+        metadata = metadata_of_image(image) if image is not None else Metadata()
+    return _within_limits(metadata)
+
+
+def _within_limits(metadata: Metadata) -> Metadata:
+    if sum(len(part) for _, part in metadata.parts) > METADATA_LIMIT or len(metadata.parts) > MOST_PARTS:
         raise NotCarried(f"more than {METADATA_LIMIT >> 20} MB of metadata")
-    return sidecar
-
-
-def turned(sidecar: Sidecar) -> Sidecar:
-    """For a picture turned by 90 degrees: its density with the axes exchanged."""
-    density = sidecar.first("density")
-    return sidecar.with_parts(density=density[4:8] + density[:4] + density[8:]) if density else sidecar
+    return metadata
 
 
 # -- JPEG
@@ -179,7 +98,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         position += 2 + length
 
 
-def _of_jpeg(data: bytes) -> Sidecar:
+def _of_jpeg(data: bytes) -> Metadata:
     parts: list[tuple[str, bytes | None]] = []
     joined: dict[str, bytes] = {}
     profile: dict[int, bytes] = {}
@@ -207,8 +126,8 @@ def _of_jpeg(data: bytes) -> Sidecar:
     if extended:
         joined["xmp"] = _joined_xmp(joined.get("xmp"), extended)
     icc = b"".join(profile[i] for i in sorted(profile))
-    return Sidecar.of(
-        *parts, ("exif", _upright_exif(joined.get("exif"))), ("icc", icc), ("xmp", _upright_xmp(joined.get("xmp"))),
+    return Metadata.of(
+        *parts, ("exif", joined.get("exif")), ("icc", icc), ("xmp", joined.get("xmp")),
         ("photoshop", joined.get("photoshop")),
     )  # fmt: skip
 
@@ -285,7 +204,7 @@ def bare_png(data: bytes) -> bytes:
     return b"".join(out)
 
 
-def _of_png(data: bytes) -> Sidecar:
+def _of_png(data: bytes) -> Metadata:
     parts: list[tuple[str, bytes | None]] = []
     single: dict[str, bytes | None] = {}
     for kind, body, sound in png_parts(data):
@@ -299,7 +218,7 @@ def _of_png(data: bytes) -> Sidecar:
             raise NotCarried(f"its {kind.decode('ascii', 'replace')} chunk is damaged (its checksum is wrong)")
         if kind in _PNG_TEXTS:
             keyword = body.partition(b"\0")[0]
-            if keyword == _XMP_KEYWORD and "xmp" not in single:
+            if keyword == XMP_KEYWORD and "xmp" not in single:
                 single["xmp"] = _text_of(kind, body)
             elif keyword in (b"Raw profile type exif", b"Raw profile type APP1") and (
                 raw := _raw_profile(_text_of(kind, body))
@@ -320,8 +239,7 @@ def _of_png(data: bytes) -> Sidecar:
             parts.append(("png", kind + body))
         else:
             raise NotCarried(f"a private chunk ({kind.decode('ascii', 'replace')}) that no other program may copy")
-    single["exif"], single["xmp"] = _upright_exif(single.get("exif")), _upright_xmp(single.get("xmp"))
-    return Sidecar.of(*parts, *single.items())
+    return Metadata.of(*parts, *single.items())
 
 
 def _background(data: bytes, body: bytes) -> bytes | None:
@@ -371,7 +289,7 @@ def _raw_profile(text: bytes | None) -> bytes | None:
 # -- WebP, GIF, BMP, Netpbm, TIFF, others
 
 
-def _of_webp(data: bytes) -> Sidecar:
+def _of_webp(data: bytes) -> Metadata:
     parts: dict[str, bytes | None] = {}
     position, end = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while position + 8 <= end:
@@ -381,15 +299,15 @@ def _of_webp(data: bytes) -> Sidecar:
         if kind == b"ICCP":
             parts["icc"] = body
         elif kind == b"EXIF":
-            parts["exif"] = _upright_exif(body.removeprefix(_EXIF))
+            parts["exif"] = body.removeprefix(_EXIF)
         elif kind == b"XMP ":
-            parts["xmp"] = _upright_xmp(body)
+            parts["xmp"] = body
         elif kind not in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"):
             raise NotCarried(f"a private part ({kind.decode('ascii', 'replace').strip()}) beside the picture")
-    return Sidecar.of(*parts.items())
+    return Metadata.of(*parts.items())
 
 
-def _of_gif(data: bytes) -> Sidecar:
+def _of_gif(data: bytes) -> Metadata:
     parts: list[tuple[str, bytes | None]] = []
     position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     try:
@@ -412,32 +330,32 @@ def _of_gif(data: bytes) -> Sidecar:
                 raise NotCarried("text that a GIF viewer is to draw over the picture")
             elif label == 0xFF and blocks[:1] == [b"XMP DataXMP"]:
                 raw = data[start + 12 : position - 1]  # the packet lies there as it is, with a trailer of 258 bytes
-                parts.append(("xmp", _upright_xmp(raw[:-257])))
+                parts.append(("xmp", raw[:-257]))
             elif label == 0xFF and blocks[:1] == [b"ICCRGBG1012"]:
                 parts.append(("icc", b"".join(blocks[1:])))
     except IndexError:
         pass  # a cut file is damage.py's
-    return Sidecar.of(*parts)
+    return Metadata.of(*parts)
 
 
-def _of_bmp(data: bytes) -> Sidecar:
+def _of_bmp(data: bytes) -> Metadata:
     if len(data) < 46 or int.from_bytes(data[14:18], "little") < 40:
-        return Sidecar()
+        return Metadata()
     across, down = struct.unpack_from("<ii", data, 38)
     icc = None
     if int.from_bytes(data[14:18], "little") >= 124 and data[70:74] == b"DEBM":  # PROFILE_EMBEDDED
         start, length = struct.unpack_from("<II", data, 126)
         icc = data[14 + start : 14 + start + length]
     density = struct.pack(">IIB", across, down, 1) if across > 0 and down > 0 else None
-    return Sidecar.of(("density", density), ("icc", icc))
+    return Metadata.of(("density", density), ("icc", icc))
 
 
-def _of_netpbm(data: bytes) -> Sidecar:
+def _of_netpbm(data: bytes) -> Metadata:
     head = re.match(rb"P\d(?:(?:\s|#[^\n]*\n)+\d+){2,3}", data)
-    return Sidecar.of(*(("comment", line.strip()) for line in re.findall(rb"#([^\n]*)\n", head[0] if head else b"")))
+    return Metadata.of(*(("comment", line.strip()) for line in re.findall(rb"#([^\n]*)\n", head[0] if head else b"")))
 
 
-def _of_tiff(data: bytes, exif: bytes | None) -> Sidecar:
+def _of_tiff(data: bytes, exif: bytes | None) -> Metadata:
     try:
         tags = tiff_directories(data)[0]
     except (ValueError, IndexError, struct.error) as error:
@@ -458,8 +376,8 @@ def _of_tiff(data: bytes, exif: bytes | None) -> Sidecar:
         factor = _INCHES if unit == 2 else 100
         density = struct.pack(">IIB", round(across * factor), round(down * factor), 1)
     xmp = raw(700)
-    return Sidecar.of(
-        ("exif", exif), ("icc", raw(34675)), ("xmp", _upright_xmp(xmp.rstrip(b"\0") if xmp else None)),
+    return Metadata.of(
+        ("exif", exif), ("icc", raw(34675)), ("xmp", xmp.rstrip(b"\0") if xmp else None),
         ("photoshop", resources), ("density", density),
     )  # fmt: skip
 
@@ -471,93 +389,43 @@ def _rational(data: bytes, entry: tuple[int, int, int] | None) -> float | None:
     return above / below if below else None
 
 
-def _of_info(info: dict) -> Sidecar:
-    exif, xmp = info.get("exif"), info.get("xmp")
-    exif = exif.removeprefix(_EXIF) if isinstance(exif, bytes) else None
+def _exif_of_tags(image: Image.Image) -> bytes | None:
+    """EXIF made from a TIFF's tags that describe the photograph rather than the file's layout.
+
+    Orientation is left out: Pillow turns TIFF files itself.
+    """
+    try:
+        source, kept = image.getexif(), Image.Exif()
+        for tag in TIFF_DESCRIPTION:
+            if tag in (34665, 34853):
+                directory = source.get_ifd(tag)
+                if directory:
+                    kept[tag] = dict(directory)
+            elif tag in source:
+                kept[tag] = source[tag]
+        return kept.tobytes().removeprefix(_EXIF) if len(kept) else None
+    except Exception as error:  # a tag of a type that Pillow cannot write back
+        raise NotCarried(f"tags that cannot be written anew ({type(error).__name__})") from None
+
+
+def metadata_of_image(image: Image.Image) -> Metadata:
+    """From what Pillow holds beside an image: icc_profile, exif, xmp, a PNG's gamma, chromaticity and sRGB.
+
+    Raises NotCarried.
+    """
+    info = image.info
+    exif, xmp = info.get("exif"), info.get("xmp") or info.get("XML:com.adobe.xmp")
+    exif = exif.tobytes() if isinstance(exif, Image.Exif) else exif
+    if image.format == "TIFF":
+        exif = _exif_of_tags(image)
+    while isinstance(exif, bytes) and exif.startswith(_EXIF):
+        exif = exif[len(_EXIF) :]
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
-    return Sidecar.of(("exif", _upright_exif(exif)), ("icc", info.get("icc_profile")), ("xmp", _upright_xmp(xmp)))
-
-
-# -- orientation: pixels are upright when they are coded
-
-
-def _upright_exif(raw: bytes | None) -> bytes | None:
-    """EXIF (from its TIFF header on) with the orientation in the first directory set to 1, the rest untouched."""
-    try:
-        order = {b"II": "<", b"MM": ">"}[(raw or b"")[:2]]
-        (start,) = struct.unpack_from(order + "I", raw, 4)
-        (count,) = struct.unpack_from(order + "H", raw, start)
-        for i in range(count):
-            entry = start + 2 + 12 * i
-            tag, kind, length = struct.unpack_from(order + "HHI", raw, entry)
-            if tag == 0x0112 and length == 1 and kind in (3, 4):
-                value = struct.pack(order + "HH", 1, 0) if kind == 3 else struct.pack(order + "I", 1)
-                return raw[: entry + 8] + value + raw[entry + 12 :]
-    except (KeyError, struct.error):
-        pass  # not a TIFF structure: nothing in it turns the picture
-    return raw or None
-
-
-def _upright_xmp(raw: bytes | None) -> bytes | None:
-    """XMP with any tiff:Orientation set to 1: browsers don't turn by it, so the picture as shown is not turned."""
-    return re.sub(rb"(tiff:Orientation\s*(?:=\s*[\"']|>))[2-8]", rb"\g<1>1", raw) if raw else None
-
-
-# -- writing PNG
-
-
-def with_sidecar(png: bytes, sidecar: Sidecar) -> bytes:
-    """The PNG with the sidecar's chunks behind its header."""
-    start = 8 + 12 + 13
-    chunks = b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
-        for kind, body in png_chunks(sidecar)
-        if not (kind == b"bKGD" and len(body) != (6 if png[25] & 2 else 2))
-    )
-    return png[:start] + chunks + png[start:]
-
-
-def png_chunks(sidecar: Sidecar) -> list[tuple[bytes, bytes]]:
-    """(type, data) of the chunks that say what the sidecar says, in an order that PNG permits before PLTE and IDAT."""
-    chunks = []
-    for kind, part in sidecar.parts:
-        if kind == "png":
-            chunks.append((part[:4], part[4:]))
-        elif kind == "icc":
-            chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(part, 9)))
-        elif kind == "exif":
-            chunks.append((b"eXIf", part))
-        elif kind == "xmp":
-            chunks.append((b"iTXt", _XMP_KEYWORD + b"\0\0\0\0\0" + part))
-        elif kind == "density":
-            chunks.append((b"pHYs", part))
-        elif kind == "comment":
-            chunks.append(_comment_chunk(part))
-        elif kind == "photoshop":
-            chunks.append(_raw_profile_chunk("iptc", part))
-        else:
-            chunks.append(_raw_profile_chunk(f"app{part[0]}", part[1:]))
-    first = [*_PNG_COLOURS, b"iCCP"]  # colours go first: the rest may be said anywhere
-    return sorted(chunks, key=lambda chunk: chunk[0] not in first)
-
-
-def _comment_chunk(text: bytes) -> tuple[bytes, bytes]:
-    if b"\0" in text:
-        return _raw_profile_chunk("com", text)
-    try:
-        text.decode("ascii")
-    except UnicodeDecodeError:
-        try:
-            text.decode("utf-8")
-            return b"iTXt", b"Comment\0\0\0\0\0" + text
-        except UnicodeDecodeError:
-            pass  # some other encoding: Latin-1 as far as PNG is concerned, byte for byte
-    return b"tEXt", b"Comment\0" + text
-
-
-def _raw_profile_chunk(name: str, raw: bytes) -> tuple[bytes, bytes]:
-    """A profile in ImageMagick's form: hexadecimal lines of 36 bytes, deflated."""
-    digits = raw.hex()
-    lines = "".join(digits[i : i + 72] + "\n" for i in range(0, len(digits), 72))
-    text = f"\n{name}\n{len(raw):8}\n{lines}".encode()
-    return b"zTXt", f"Raw profile type {name}".encode() + b"\0\0" + zlib.compress(text, 9)
+    parts = [("exif", exif), ("icc", info.get("icc_profile")), ("xmp", xmp)]
+    if info.get("gamma") is not None:
+        parts.append(("png", b"gAMA" + struct.pack(">I", round(info["gamma"] * 100_000))))
+    if info.get("chromaticity"):
+        parts.append(("png", b"cHRM" + struct.pack(">8I", *(round(x * 100_000) for x in info["chromaticity"]))))
+    if info.get("srgb") is not None:
+        parts.append(("png", b"sRGB" + bytes([info["srgb"]])))
+    return _within_limits(Metadata.of(*((kind, part) for kind, part in parts if isinstance(part, bytes))))

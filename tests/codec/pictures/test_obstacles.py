@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from codec.pictures.structure import structural_obstacle
+from codec.pictures.obstacles import mode_reason, obstacle
 from codec.pictures.trailing import boxes
 
 
@@ -117,41 +117,46 @@ OBSTACLES = {
 @pytest.mark.parametrize(("format", "place"), [(f, i) for f, cases in OBSTACLES.items() for i in range(len(cases))])
 def test_obstacles_are_named(format, place):
     data, words = OBSTACLES[format][place]
-    assert words in structural_obstacle(data, format)
+    assert words in obstacle(data, format)
 
 
 def test_ordinary_files_have_none():
     for format in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "PPM", "JPEG2000", "SGI"):
-        assert structural_obstacle(file(format), format) is None, format
+        assert obstacle(file(format), format) is None, format
     for mode in ("L", "LA", "RGBA"):
         for format in ("PNG", "TIFF"):
-            assert structural_obstacle(file(format, photo(mode)), format) is None
+            assert obstacle(file(format, photo(mode)), format) is None
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert structural_obstacle(file("AVIF", clear(), exif=exif, xmp=b"<x/>", icc_profile=b"p" * 200), "AVIF") is None
+    assert obstacle(file("AVIF", clear(), exif=exif, xmp=b"<x/>", icc_profile=b"p" * 200), "AVIF") is None
     for bits, colours in ((1, 1), (4, 1), (8, 3)):
-        assert structural_obstacle(tiff(1, colours, bits=8 if bits == 8 else bits), "TIFF") is None
-    assert structural_obstacle(tiff(4, 2, tag_338=(3, [2])), "TIFF") is None
-    assert structural_obstacle(tiff(2, 1, tag_338=(3, [2])), "TIFF") is None
-    assert structural_obstacle(mpf(1), "JPEG") is None
+        assert obstacle(tiff(1, colours, bits=8 if bits == 8 else bits), "TIFF") is None
+    assert obstacle(tiff(4, 2, tag_338=(3, [2])), "TIFF") is None
+    assert obstacle(tiff(2, 1, tag_338=(3, [2])), "TIFF") is None
+    assert obstacle(mpf(1), "JPEG") is None
     for options in (
         {"compression": "tiff_lzw"},
         {"compression": "jpeg"},
         {"dpi": (300, 300)},
         {"tiffinfo": {270: "a"}},
     ):
-        assert structural_obstacle(file("TIFF", **options), "TIFF") is None, options
+        assert obstacle(file("TIFF", **options), "TIFF") is None, options
 
 
 def test_large_avif_in_tiles_is_one_picture():
     data = file("AVIF", photo(size=(640, 480)), speed=10)
-    assert structural_obstacle(data, "AVIF") is None and any(kind == b"meta" for kind, _, _ in boxes(data))
+    assert obstacle(data, "AVIF") is None and any(kind == b"meta" for kind, _, _ in boxes(data))
+
+
+def test_modes_have_names():
+    for mode in ("CMYK", "I;16", "I;16B", "F", "I", "LAB", "RGBa", "BGR;15"):
+        assert mode not in mode_reason(mode) or mode in ("CMYK", "LAB", "F", "I")
 
 
 def test_reasons_need_no_knowledge_of_this_program():
     for format, cases in OBSTACLES.items():
         for data, _ in cases:
-            reason = structural_obstacle(data, format)
+            reason = obstacle(data, format)
             assert "I;16" not in reason and "mode" not in reason.lower() and "None" not in reason
 
 
@@ -163,7 +168,7 @@ def test_mangled_files_end_in_an_answer(format):
             bad = bytearray(data[: rng.integers(20, len(data) + 1)])
             for place in rng.integers(4, len(bad), 4):
                 bad[place] = rng.integers(256)
-            assert structural_obstacle(bytes(bad), format) is None or len(structural_obstacle(bytes(bad), format)) > 5
+            assert obstacle(bytes(bad), format) is None or len(obstacle(bytes(bad), format)) > 5
 
 
 def test_our_tiff_is_one():

@@ -10,18 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from codec.pictures.sidecar import (
+from codec.pictures.metadata import (
     KINDS,
+    Metadata,
     NotCarried,
-    Sidecar,
-    bare_png,
+    orientation,
     png_chunks,
-    png_parts,
-    read_sidecar,
     same_facts,
-    turned,
-    with_sidecar,
+    upright,
+    with_metadata,
 )
+from codec.pictures.metadata_readers import bare_png, png_parts, read_metadata
 
 XMP = (
     b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
@@ -65,11 +64,11 @@ def png(*chunks: tuple[bytes, bytes], image: Image.Image | None = None) -> bytes
 
 
 def given_back(data: bytes, format: str) -> Image.Image:
-    """The PNG that is made of the file's sidecar, opened by Pillow; it says the same."""
-    sidecar = read_sidecar(data, format)
-    assert Sidecar.from_bytes(sidecar.to_bytes()) == sidecar
-    restored = with_sidecar(file("PNG"), sidecar)
-    assert same_facts(read_sidecar(restored, "PNG"), sidecar)
+    """The PNG that is made of the file's metadata, opened by Pillow; it says the same."""
+    metadata = upright(read_metadata(data, format))
+    assert Metadata.from_bytes(metadata.to_bytes()) == metadata
+    restored = with_metadata(file("PNG"), metadata)
+    assert same_facts(read_metadata(restored, "PNG"), metadata)
     image = Image.open(io.BytesIO(restored))
     image.load()
     return image
@@ -87,10 +86,10 @@ def test_a_jpeg_with_everything():
     assert image.getexif()[0x010E] == "a harbour" and image.getexif()[0x0112] == 1
     assert image.getexif().get_ifd(34853)[2] == (38.0, 42.0, 0.0)
     assert image.info["xmp"] == XMP % b' tiff:Orientation="1"'
-    assert [round(each) for each in image.info["dpi"]] == [300, 240]
+    assert [round(each) for each in image.info["dpi"]] == [240, 300]  # turned with the picture
     lines = image.text["Raw profile type iptc"].split("\n")
     assert lines[1:3] == ["iptc", f"{len(RESOURCES):8}"] and bytes.fromhex("".join(lines[3:])) == RESOURCES
-    comments = [body for kind, body in png_chunks(read_sidecar(data, "JPEG")) if body.startswith(b"Comment")]
+    comments = [body for kind, body in png_chunks(read_metadata(data, "JPEG")) if body.startswith(b"Comment")]
     assert comments[0] == b"Comment\0negative 1972-114, box 7" and comments[2] == b"Comment\0caf\xe9"
     assert "Übung".encode() in comments[1]
     assert "Raw profile type app7" in image.text
@@ -99,7 +98,7 @@ def test_a_jpeg_with_everything():
 def test_long_exif_is_put_together():
     long = exif() + bytes(70_000)
     data = jpeg((0xE1, b"Exif\0\0" + long[:60_000]), (0xE1, b"Exif\0\0" + long[60_000:]))
-    assert read_sidecar(data, "JPEG").first("exif") == long
+    assert read_metadata(data, "JPEG").first("exif") == long
 
 
 def extension(packet: bytes, guid: bytes, piece: int) -> list[tuple[int, bytes]]:
@@ -129,7 +128,7 @@ def test_extended_xmp_is_joined():
         jpeg(*segments),
     ):
         with pytest.raises(NotCarried, match="extended XMP"):
-            read_sidecar(broken, "JPEG")
+            read_metadata(broken, "JPEG")
 
 
 def test_png_chunks_come_back_as_they_were():
@@ -142,29 +141,29 @@ def test_png_chunks_come_back_as_they_were():
         (b"pHYs", struct.pack(">IIB", 11811, 11811, 1)), (b"oFFs", struct.pack(">iiB", 3, -4, 0)),
     ]  # fmt: skip
     data = png(*chunks)
-    assert sorted(png_chunks(read_sidecar(data, "PNG"))) == sorted(chunks)
+    assert sorted(png_chunks(read_metadata(data, "PNG"))) == sorted(chunks)
     image = given_back(data, "PNG")
     assert image.info["Copyright"] == "© José 2024" and image.info["mxfile"] == "<mx/>" * 900
     assert image.info["gamma"] == 0.45455 and "chromaticity" in image.info
     for kind, body in ((b"sRGB", b"\1"), (b"cICP", b"\x0c\x0d\0\1")):
-        assert png_chunks(read_sidecar(png((kind, body)), "PNG")) == [(kind, body)]
+        assert png_chunks(read_metadata(png((kind, body)), "PNG")) == [(kind, body)]
 
 
 def test_exif_and_xmp_that_imagemagick_wrote_into_png():
     raw = b"Exif\0\0" + exif(orientation=8)
     text = f"\nexif\n{len(raw):8}\n{raw.hex()}\n".encode()
-    sidecar = read_sidecar(png((b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))), "PNG")
-    assert sidecar.parts == (("exif", exif()),)
+    metadata = read_metadata(png((b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))), "PNG")
+    assert metadata.parts == (("exif", exif(orientation=8)),) and orientation(metadata) == 8
     info = PngImagePlugin.PngInfo()
     info.add_itxt("XML:com.adobe.xmp", (XMP % b"").decode(), zip=True)
-    assert read_sidecar(file("PNG", pnginfo=info), "PNG").first("xmp") == XMP % b""
+    assert read_metadata(file("PNG", pnginfo=info), "PNG").first("xmp") == XMP % b""
 
 
 def test_text_beyond_pillows_limits_and_with_a_wrong_checksum():
     large = (b"zTXt", b"log\0\0" + zlib.compress(b"line of a log\n" * 200_000))
     profile = bytes(2_000_500)
-    sidecar = read_sidecar(png(large, (b"iCCP", b"big\0\0" + zlib.compress(profile))), "PNG")
-    assert sidecar.first("icc") == profile and ("png", large[0] + large[1]) in sidecar.parts
+    metadata = read_metadata(png(large, (b"iCCP", b"big\0\0" + zlib.compress(profile))), "PNG")
+    assert metadata.first("icc") == profile and ("png", large[0] + large[1]) in metadata.parts
     damaged = bytearray(png((b"zTXt", b"note\0\0" + zlib.compress(b"kept in spite of it"))))
     damaged[8 + 25 + 8 + len(b"note\0\0" + zlib.compress(b"kept in spite of it"))] ^= 0xFF
     with pytest.raises(Image.UnidentifiedImageError):
@@ -191,19 +190,19 @@ REFUSED = {
 def test_what_cannot_be_given_back_is_said_in_words(name):
     data, format, words = REFUSED[name]
     with pytest.raises(NotCarried, match=words):
-        read_sidecar(data, format)
+        read_metadata(data, format)
 
 
 def test_a_damaged_chunk_that_is_no_text_is_not_guessed_at():
     data = png((b"gAMA", struct.pack(">I", 45455)))
     with pytest.raises(NotCarried, match="gAMA"):
-        read_sidecar(data[:45] + b"\0" + data[46:], "PNG")
+        read_metadata(data[:45] + b"\0" + data[46:], "PNG")
 
 
 def test_what_only_helps_to_decode_is_left_out():
     data = jpeg((0xEE, b"Adobe\0d\0\0\0\0\1"), (0xEC, b"Ducky\0\1"), (0xE0, b"JFXX\0\x13" + bytes(30)))
-    assert read_sidecar(data, "JPEG") == Sidecar()
-    assert read_sidecar(png((b"iDOT", bytes(28)), (b"sBIT", b"\5\6\5")), "PNG") == Sidecar()
+    assert read_metadata(data, "JPEG") == Metadata()
+    assert read_metadata(png((b"iDOT", bytes(28)), (b"sBIT", b"\5\6\5")), "PNG") == Metadata()
 
 
 def test_other_formats():
@@ -212,50 +211,59 @@ def test_other_formats():
     assert round(given_back(file("BMP", dpi=(150, 150)), "BMP").info["dpi"][0]) == 150
     netpbm = b"P6\n# from the scanner\n2 1\n255\nabcdef"
     assert given_back(netpbm, "PPM").info["Comment"] == "from the scanner"
-    tiff = file("TIFF", dpi=(400, 400), tiffinfo={33723: IPTC, 700: XMP % b""}, icc_profile=b"p" * 40)
-    sidecar = read_sidecar(tiff, "TIFF", exif=exif())
-    assert IPTC in sidecar.first("photoshop") and sidecar.first("xmp") == XMP % b"" and sidecar.first("exif") == exif()
-    assert struct.unpack(">IIB", sidecar.first("density")) == (15748, 15748, 1)
+    tiff = file("TIFF", dpi=(400, 400), tiffinfo={33723: IPTC, 700: XMP % b"", 270: "a pier"}, icc_profile=b"p" * 40)
+    metadata = read_metadata(tiff, "TIFF", Image.open(io.BytesIO(tiff)))
+    assert IPTC in metadata.first("photoshop") and metadata.first("xmp") == XMP % b""
+    assert b"a pier" in metadata.first("exif")
+    assert struct.unpack(">IIB", metadata.first("density")) == (15748, 15748, 1)
     animated = file("GIF", save_all=True, append_images=[photo().rotate(90)], comment=b"two")
-    assert read_sidecar(animated, "GIF").first("comment") == b"two"
+    assert read_metadata(animated, "GIF").first("comment") == b"two"
 
 
-def test_density_turns_with_the_picture():
-    sidecar = read_sidecar(jpeg(dpi=(300, 100)), "JPEG")
-    assert struct.unpack(">IIB", turned(sidecar).first("density")) == (3937, 11811, 1)
-    assert turned(Sidecar()) == Sidecar()
+def test_the_picture_is_upright_and_so_is_what_is_said_of_it():
+    for turn in range(1, 9):
+        said = read_metadata(jpeg(exif=b"Exif\0\0" + exif(orientation=turn), dpi=(300, 100)), "JPEG")
+        assert orientation(said) == turn and orientation(upright(said)) == 1
+        assert upright(said).first("exif") == exif()
+        wide = (3937, 11811) if turn >= 5 else (11811, 3937)
+        assert struct.unpack(">IIB", upright(said).first("density")) == (*wide, 1)
+    for raw in (b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", exif(orientation=9)):
+        assert orientation(Metadata.of(("exif", raw))) == 1
+    only_xmp = Metadata.of(("xmp", XMP % b' tiff:Orientation="6"'))
+    assert orientation(only_xmp) == 1 and upright(only_xmp).first("xmp") == XMP % b' tiff:Orientation="1"'
+    assert upright(Metadata()) == Metadata()
 
 
 def test_nothing_is_said_where_nothing_was():
     for format in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "PPM"):  # Pillow writes a density into every BMP
-        sidecar = read_sidecar(file(format), format)
-        assert sidecar == Sidecar() and png_chunks(sidecar) == [] and sidecar.to_bytes() == b""
-        assert with_sidecar(file("PNG"), sidecar) == file("PNG")
+        metadata = read_metadata(file(format), format)
+        assert metadata == Metadata() and png_chunks(metadata) == [] and metadata.to_bytes() == b""
+        assert with_metadata(file("PNG"), metadata) == file("PNG")
 
 
-def test_two_sidecars_are_compared_by_what_they_say():
-    a, b = (read_sidecar(jpeg((0xFE, text)), "JPEG") for text in (b"one", b"two"))
-    assert same_facts(a, a) and not same_facts(a, b) and not same_facts(a, Sidecar())
+def test_two_metadatas_are_compared_by_what_they_say():
+    a, b = (read_metadata(jpeg((0xFE, text)), "JPEG") for text in (b"one", b"two"))
+    assert same_facts(a, a) and not same_facts(a, b) and not same_facts(a, Metadata())
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(KINDS), st.binary(min_size=1, max_size=300)), max_size=12))
 def test_sections_come_back(parts):
-    sidecar = Sidecar.of(*parts)
-    assert Sidecar.from_bytes(sidecar.to_bytes()) == sidecar
+    metadata = Metadata.of(*parts)
+    assert Metadata.from_bytes(metadata.to_bytes()) == metadata
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_section_is_read_or_refused(data):
     try:
-        assert Sidecar.from_bytes(data).to_bytes() is not None
+        assert Metadata.from_bytes(data).to_bytes() is not None
     except ValueError:
         pass
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
-def test_mangled_files_end_in_a_sidecar_or_a_reason(format):
+def test_mangled_files_end_in_a_metadata_or_a_reason(format):
     options = {"JPEG": {"exif": exif(), "xmp": XMP % b"", "comment": b"c"}, "GIF": {"comment": b"c"}}.get(format, {})
     data = file(format, **options)
     rng = np.random.default_rng(1)
@@ -264,10 +272,10 @@ def test_mangled_files_end_in_a_sidecar_or_a_reason(format):
         for place in rng.integers(8, len(bad), 3):
             bad[place] = rng.integers(256)
         try:
-            sidecar = read_sidecar(bytes(bad), format)
+            metadata = read_metadata(bytes(bad), format)
         except NotCarried:
             continue
-        assert [kind for kind, _ in png_parts_of(with_sidecar(file("PNG"), sidecar))][-1] == b"IEND"
+        assert [kind for kind, _ in png_parts_of(with_metadata(file("PNG"), metadata))][-1] == b"IEND"
 
 
 def png_parts_of(data: bytes) -> list[tuple[bytes, bytes]]:
