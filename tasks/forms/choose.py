@@ -33,14 +33,16 @@ _UNPACKED = ("BMP", "PPM", "TGA", "TIFF", "SGI")  # often not compressed at all:
 _DOUBTFUL_JPEG, _DOUBTFUL_OTHER = 0.72, 0.5
 
 
-def rounds(policy: str, content: str | None, format: str | None, carried: bool) -> tuple[tuple[str, ...], ...]:
+def rounds(
+    policy: str, content: str | None, format: str | None, *, shown: bool = True, exact_only: bool = False
+) -> tuple[tuple[str, ...], ...]:
     """Names of forms to be tried together, round by round.
 
-    content: one of content.KINDS, None where there is no picture to tell it by. format: as Pillow names it. carried:
-    whether 8-bit grey or RGB with alpha holds all of the picture, so that lossy forms may take it.
+    content: one of content.KINDS, None where there is no picture to tell it by. format: as Pillow names it. shown:
+    whether 8-bit grey or RGB with alpha holds all of the picture. exact_only: whether lossy forms may not take it.
     """
-    without_loss = _without_loss(format, carried)
-    if policy == "lossless" or not carried:
+    without_loss = _without_loss(format, shown)
+    if policy == "lossless" or exact_only or not shown:
         return without_loss
     if policy == "smallest":
         return ((LEARNED, "avif", "jxl", *without_loss[0]), *without_loss[1:])
@@ -50,12 +52,12 @@ def rounds(policy: str, content: str | None, format: str | None, carried: bool) 
     return ((lossy,), *without_loss)
 
 
-def _without_loss(format: str | None, carried: bool) -> tuple[tuple[str, ...], ...]:
+def _without_loss(format: str | None, shown: bool) -> tuple[tuple[str, ...], ...]:
     if format in _JPEGS:
         return (("jxl-jpeg",), ("exact",))
     if format in _UNPACKED:
-        return (("exact", "lossless"),) if carried else (("exact",),)
-    return (("exact",),) if format == "AVIF" or not (carried or format == "PNG") else (("lossless",), ("exact",))
+        return (("exact", "lossless"),) if shown else (("exact",),)
+    return (("exact",),) if format == "AVIF" or not (shown or format == "PNG") else (("lossless",), ("exact",))
 
 
 def rivals(form: str, size: int, source_size: int, format: str | None, content: str | None) -> tuple[str, ...]:
@@ -65,7 +67,7 @@ def rivals(form: str, size: int, source_size: int, format: str | None, content: 
     doubtful = _DOUBTFUL_JPEG if format in _JPEGS else _DOUBTFUL_OTHER
     if size <= doubtful * source_size or format == "AVIF":
         return ()
-    return _without_loss(format, carried=True)[0]
+    return _without_loss(format, shown=True)[0]
 
 
 def better(new: tuple[str, int], old: tuple[str, int] | None) -> bool:

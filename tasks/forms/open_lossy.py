@@ -3,8 +3,8 @@
     AVIF or JPEG XL file, with EXIF, XMP and (AVIF) ICC profile where viewers look for them
     box "npsc"  all metadata (codec/pictures/metadata.py), of which the PNG that comes back is made
 
-The level of a target is found as for the learned codec (codec/rate_control), on a scale of 0..1000 that stands for AVIF's
-quality 0..100 or for JPEG XL's distance 15..0.05, a geometric progression. Alpha has to come back exactly.
+The level of a target is found as for the learned codec (codec/rate_control), on a scale of 0..1000 that stands for
+AVIF's quality 0..100 or for JPEG XL's distance 15..0.05, a geometric progression. Alpha has to come back exactly.
 """
 
 import io

@@ -79,7 +79,7 @@ def inspect_object(night: Night, item: dict, fetched) -> InspectedObject:
         picture = open_picture(data, night.max_pixels)
         metadata = picture.metadata
         if picture.exact:
-            row |= {"status": "kept", "reason": f"a lossy codec would spoil it: {picture.exact}"}
+            row |= {"status": "kept", "reason": f"a lossy codec would spoil it: {picture.exact}", "exact_only": True}
         row |= facts(picture, night.denoise and not picture.exact) | vector(night, picture.image)
     except StoreError as error:
         row |= failure(error, str(error)) | {"retry": True}
