@@ -63,6 +63,14 @@ class Losses(NamedTuple):
     def acceptable(self) -> bool:
         return self.worst_tile >= LEAST_SHARE and self.flat_colour <= LARGEST_DELTA_E
 
+    def in_words(self) -> str:
+        """What is not acceptable, and where; of an acceptable picture what came nearest to that."""
+        if self.flat_colour > LARGEST_DELTA_E:
+            x, y, side = self.flat_place
+            return f"a flat colour is off by {self.flat_colour:.1f} CIEDE2000 ({side} pixels a side at {x}, {y})"
+        x, y, side = self.worst_place
+        return f"a part of the picture keeps {self.worst_tile:.2f} of its structure ({side} pixels a side at {x}, {y})"
+
 
 def local_loss(original, decoded) -> Losses:
     """Of two pictures of one size: PIL images (L, LA, RGB, RGBA) or uint8 [H,W] or [H,W,C], sRGB; alpha is left out.
@@ -86,8 +94,8 @@ class LocalLoss:
         pixels = pixels_of(decoded)
         if pixels.shape != self.pixels.shape:
             raise ValueError(f"pictures of different shapes cannot be compared: {self.pixels.shape}, {pixels.shape}")
-        worst = min(part.worst(plane) for part, (_, _, plane) in zip(self._parts, _planes(pixels), strict=True))
-        return Losses(*worst, *self._colour(pixels))
+        share, place = min(part.worst(plane) for part, (_, _, plane) in zip(self._parts, _planes(pixels), strict=True))
+        return Losses(share, place, *self._colour(pixels))
 
     def _colour(self, pixels: np.ndarray) -> tuple[float, tuple[int, int, int]]:
         rows, columns, means = self._flat

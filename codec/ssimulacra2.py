@@ -176,7 +176,8 @@ def _scales(height: int, width: int, channels: int) -> list[_Scale]:
     published programs do."""
     sizes = [(height, width)]
     while len(sizes) < SCALES and min(sizes[-1]) > 2 * (MIN_SIDE - 1):
-        sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
+        height, width = -(-height // 2), -(-width // 2)
+        sizes.append((height, width))
     weights = _WEIGHTS.ravel()[: 3 * len(sizes) * 6].reshape(3, len(sizes), 2, 3)
     weights = weights[1:2] if channels == 1 else weights
     return [_Scale(*size, TILE >> i, weights[:, i]) for i, size in enumerate(sizes)]

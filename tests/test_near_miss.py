@@ -37,6 +37,7 @@ def copies():
     return list(near_miss.true_copies())
 
 
+@pytest.mark.slow
 def test_there_are_enough_of_each_kind(misses, copies):
     assert len(misses) >= 300 and len(copies) >= 300
     assert min(Counter(pair.kind for pair in misses).values()) >= 15
@@ -47,6 +48,7 @@ def test_there_are_enough_of_each_kind(misses, copies):
     assert {30, 95} <= qualities and {round(pair.scale, 2) for pair in copies} >= {0.25, 4.0}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_pairs(misses, copies):
     assert list(near_miss.near_misses(per_kind=2)) == [p for i, p in enumerate(misses) if i % near_miss.PER_KIND < 2]
     assert next(near_miss.true_copies()) == copies[0]
@@ -65,6 +67,7 @@ def test_a_near_miss_differs_where_a_person_sees_it(kind):
         assert blocks.max() >= 5, (number, detail)
 
 
+@pytest.mark.slow
 def test_pairs_are_image_files_of_the_sizes_they_say(misses, copies):
     for pair in misses[::7] + copies[::5]:
         first, second = opened(pair.first), opened(pair.second)
@@ -72,6 +75,7 @@ def test_pairs_are_image_files_of_the_sizes_they_say(misses, copies):
         assert second.height == pytest.approx(first.height * pair.scale, abs=1)
 
 
+@pytest.mark.slow
 def test_copies_show_the_same_everywhere(copies):
     for pair in copies[::3]:
         first, second = opened(pair.first).convert("RGB"), opened(pair.second).convert("RGB")
