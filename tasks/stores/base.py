@@ -72,14 +72,20 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class ObjectHead(ObjectInfo):
-    """What a listing says and what only the object itself says. `headers`: Cache-Control and the like."""
+    """What a listing says and what only the object itself says.
+
+    `headers`: those of CARRIED_HEADERS that it has, as text; Tagging (`a=1&b=2`, URL-encoded) in what `fetch` gives.
+    """
 
     content_type: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 
 
-CARRIED_HEADERS = ("CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage")
+CARRIED_HEADERS = (
+    "CacheControl", "ContentDisposition", "ContentEncoding", "ContentLanguage", "Expires", "WebsiteRedirectLocation",
+    "Tagging",
+)  # fmt: skip
 
 
 class Store(ABC):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.header import Header
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote, urlencode
 
 from tasks.stores.base import (
     CARRIED_HEADERS,
@@ -152,7 +153,7 @@ class S3Store(Store):
             storage_class=standard_is_none(answer.get("StorageClass")),
             content_type=answer.get("ContentType"),
             metadata={name: as_text(value) for name, value in answer.get("Metadata", {}).items()},
-            headers={name: answer[name] for name in CARRIED_HEADERS if answer.get(name)},
+            headers=carried_headers(answer),
         )
 
     def age(self, key: str) -> float:
@@ -178,9 +179,18 @@ class S3Store(Store):
             with contextlib.closing(answer["Body"]) as body:
                 head = self._head_of(key, answer, answer["ContentLength"])
                 refuse_above(max_bytes, head.size, self.place(key))
-                return body.read(), head
+                data = body.read()
+            if answer.get("TagCount"):  # told only to those who may read them
+                head.headers["Tagging"] = self._tags(key, head.version)
+            return data, head
 
         return patiently(attempt, self.place(key))
+
+    def _tags(self, key: str, version: str | None) -> str:
+        """The object's tags in the form that a write takes: a=1&b=2, URL-encoded."""
+        which = {"VersionId": version} if version else {}
+        answer = self.client.get_object_tagging(Bucket=self.bucket, Key=self.prefix + key, **which)
+        return urlencode([(tag["Key"], tag["Value"]) for tag in answer["TagSet"]], quote_via=quote)
 
     def read_range(self, key: str, offset: int, length: int, *, etag: str | None = None) -> bytes:
         """`length` bytes from `offset`; StoreError where the object ends before."""
@@ -318,6 +328,8 @@ class S3Store(Store):
         if sum(len(name) + len(value) for name, value in both.items()) > 2048:
             both = own
         described = {name: value for name, value in (headers or {}).items() if name in CARRIED_HEADERS}
+        if "Expires" in described and parsed_date(described["Expires"]) is None:
+            del described["Expires"]  # not a date: boto3 sends none but dates
         if content_type:
             described["ContentType"] = content_type
         return described | ({"Metadata": both} if both else {})
@@ -427,13 +439,28 @@ def standard_is_none(storage_class: str | None) -> str | None:
     return None if storage_class in (None, "", "STANDARD") else storage_class
 
 
+def carried_headers(answer: dict) -> dict[str, str]:
+    """CARRIED_HEADERS of a GET's or HEAD's answer, as text."""
+    found = {name: as_text(answer[name]) for name in CARRIED_HEADERS if isinstance(answer.get(name), str)}
+    if answer.get("ExpiresString"):
+        found["Expires"] = answer["ExpiresString"]
+    return {name: value for name, value in found.items() if value}
+
+
+def parsed_date(value: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return None
+
+
 def as_header(value: str) -> str:
     """ASCII form of a metadata value; RFC 2047 where it is needed, as S3 itself answers."""
     return value if value.isascii() else Header(value, "utf-8", maxlinelen=4096).encode()
 
 
 def as_text(value: str) -> str:
-    """A metadata value as it came: UTF-8 that the HTTP layer read as Latin-1 is put right."""
+    """A header's value as it came: UTF-8 that the HTTP layer read as Latin-1 is put right."""
     if value.isascii():
         return value
     try:
