@@ -18,8 +18,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
-from flows.cluster import Job, Pool, pool, run_jobs
+from flows.cluster import Pool, pool
 from flows.console import Progress, WorkFailed, say
+from flows.jobs import Job, run_jobs
 from flows.settings import RunSettings
 from tasks.night.runs import Night, finished_shards, read_shards, write_json
 from tasks.night.shards import Step

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.cluster import Job
 from flows.console import say
+from flows.jobs import Job
 from flows.run_context import NightRun, as_prefect_task, do_shards, stage_of
 from flows.settings import RunSettings
 from tasks.night import keepers, listing, plan

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.cluster import Job, pool, run_jobs
+from flows.cluster import pool
+from flows.jobs import Job, run_jobs
 from flows.prefect_server import PrefectServer
 from tasks.night.runs import Night, finished_shards, store_of
 from tasks.night.shards import Step
