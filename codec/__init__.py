@@ -27,7 +27,7 @@ _HOMES = {
     "pictures.errors": ("BrokenPicture", "DamagedPicture", "NotAPicture", "PictureError", "UncarriedPicture"),
     "pictures.files": ("Picture", "open_picture", "picture_bytes", "picture_from_image", "pixel_sha256"),
     "rate_control.budget": ("Allocation", "BudgetTooSmall", "RatePoint", "SAMPLE_LEVELS", "allocate"),
-    "rate_control.target": ("Reached", "TargetUnreachable", "parse_target", "target_level"),
+    "rate_control.target": ("LocalLossRemains", "Reached", "TargetUnreachable", "parse_target", "target_level"),
     "tensors": ("model_id",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

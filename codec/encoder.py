@@ -7,6 +7,7 @@ rate_control/'s.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from codec.errors import UnknownModel
 from codec.format import LEVELS, level_of
 from codec.models import get_model
 from codec.network.night_codec import NightCodec
+from codec.original import Original
 from codec.pictures.files import Picture, open_picture, picture_from_image
 from codec.rate_control.target import encode_prepared
 from codec.threads import map_threads, team
@@ -54,6 +56,11 @@ class AnalysedPicture:
     @property
     def grey(self) -> bool:
         return self.mode[0] == "L" or self.achromatic
+
+    @cached_property
+    def original(self) -> Original:
+        """What is coded, to be compared with what comes back."""
+        return Original(self.picture.image)
 
     def _latents(self, level: int) -> Latents:
         if not 0 <= level <= LEVELS:

@@ -83,7 +83,7 @@ class LocalLoss:
     pixel)."""
 
     def __init__(self, original):
-        self.pixels = pixels_of(original)
+        self.pixels = _own(original)
         if not self.pixels.size:
             raise ValueError("an empty picture has no structure to lose")
         self._parts = [_Structure(*plane) for plane in _planes(self.pixels)]
@@ -91,7 +91,7 @@ class LocalLoss:
 
     def measure(self, decoded) -> Losses:
         """Losses of a picture of the same size and number of channels; ValueError for another."""
-        pixels = pixels_of(decoded)
+        pixels = _own(decoded)
         if pixels.shape != self.pixels.shape:
             raise ValueError(f"pictures of different shapes cannot be compared: {self.pixels.shape}, {pixels.shape}")
         share, place = min(part.worst(plane) for part, (_, _, plane) in zip(self._parts, _planes(pixels), strict=True))
@@ -101,9 +101,14 @@ class LocalLoss:
         rows, columns, means = self._flat
         if not rows.size:
             return 0.0, (0, 0, 0)
-        found = _largest_difference(np.ascontiguousarray(pixels), rows, columns, means)
+        found = _largest_difference(pixels, rows, columns, means)
         at = int(found.argmax())
         return float(found[at]), (int(columns[at]) * FLAT_BLOCK, int(rows[at]) * FLAT_BLOCK, FLAT_BLOCK)
+
+
+def _own(picture) -> np.ndarray:
+    """uint8 [H,W,C], contiguous and writable, so that each kernel is compiled once."""
+    return np.require(pixels_of(picture), requirements=["C", "W"])
 
 
 def _planes(pixels: np.ndarray):
@@ -111,7 +116,7 @@ def _planes(pixels: np.ndarray):
     yield "luma", 0, pixels
     height, width, channels = pixels.shape
     planes = np.empty((channels, -(-height // 2), -(-width // 2)), np.float32)
-    _first_halves(np.ascontiguousarray(pixels), planes)
+    _first_halves(pixels, planes)
     for scale in range(1, SCALES):
         if scale > 1:
             before, (height, width) = planes, planes.shape[1:]
@@ -137,16 +142,16 @@ class _Structure:
         self.energy = self._windows((top, self.structure[top : top + BAND]) for top in range(0, self.height, BAND))
 
     def _windows(self, bands) -> np.ndarray:
-        """float64 [2,y,x]: sum of w o r / t^2 in each window, for both kinds of threshold."""
-        cells = np.zeros((2, -(-self.height // CELL), -(-self.width // CELL)), np.float32)
+        """float32 [2,y,x]: sum of w o r / t^2 in each window, for both kinds of threshold."""
+        cells = np.zeros((-(-self.height // CELL), 2, -(-self.width // CELL)), np.float32)
         for top, rows in bands:
             visible = self.visible[min(top // QUIET, len(self.visible) - 1)]
-            of_cells = cells[:, top // CELL : -(-(top + len(rows)) // CELL)]
+            of_cells = cells[top // CELL : -(-(top + len(rows)) // CELL)]
             _products(self.structure[top : top + len(rows)], rows, visible, self.dense, of_cells)
-        for axis in (1, 2):
+        for axis in (0, 2):
             if cells.shape[axis] > 1:
                 cells = cells.take(range(1, cells.shape[axis]), axis) + cells.take(range(cells.shape[axis] - 1), axis)
-        return cells
+        return cells.swapaxes(0, 1)
 
     def worst(self, plane: np.ndarray) -> tuple[float, tuple[int, int, int]]:
         """The lowest share and its window in the picture: x, y, side."""
@@ -168,7 +173,7 @@ def _band_structures(plane: np.ndarray):
         first, last = max(top - REACH, 0), min(top + BAND + REACH, height)
         values = luma[: last - first]
         if plane.dtype == np.uint8:
-            _luma(np.ascontiguousarray(plane[first:last]), values)
+            _luma(plane[first:last], values)
         else:
             values[:] = plane[first:last]
         out = structure[: min(BAND, height - top)]
@@ -262,7 +267,7 @@ def _medians(structure, out):
 
 @numba.njit(**SUMS)
 def _products(original, decoded, visible, dense, cells):
-    """Structures int16 [rows,W], thresholds [tiles] and one -> cells [2,ceil(rows/8),ceil(W/8)]: sums of
+    """Structures int16 [rows,W], thresholds [tiles] and one -> cells [ceil(rows/8),2,ceil(W/8)]: sums of
     w o r / t^2."""
     rows, width = original.shape
     sums = np.empty((2, width), np.float32)
@@ -288,7 +293,7 @@ def _products(original, decoded, visible, dense, cells):
                 total = zero
                 for j in range(cell * CELL, min((cell + 1) * CELL, width)):
                     total += sums[kind, j]
-                cells[kind, begin // CELL, cell] = total
+                cells[begin // CELL, kind, cell] = total
 
 
 def _flat_blocks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -296,7 +301,7 @@ def _flat_blocks(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     height, width = pixels.shape[:2]
     means = np.empty((-(-height // FLAT_BLOCK), -(-width // FLAT_BLOCK), 3))
     deviations = np.empty(means.shape[:2])
-    _block_moments(np.ascontiguousarray(pixels), means, deviations)
+    _block_moments(pixels, means, deviations)
     rows, columns = np.nonzero(deviations <= FLAT_DEVIATION)
     return rows, columns, means[rows, columns]
 

@@ -14,7 +14,7 @@ UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 @dataclass(frozen=True)
 class Target:
-    """A quality to be met from above: `metric` psnr (dB) or ms-ssim (0..1)."""
+    """A quality to be met from above: `metric` ssimulacra2 (at most 100), psnr (dB) or ms-ssim (0..1)."""
 
     metric: str
     value: float
@@ -30,7 +30,7 @@ class Target:
         return cls(metric, value)
 
     def __str__(self) -> str:
-        return f"{self.metric}={self.value:g}" if self.metric == "psnr" else f"{self.metric}={self.value!r}"
+        return f"{self.metric}={self.value!r}" if self.metric == "ms-ssim" else f"{self.metric}={self.value:g}"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ EMBEDDINGS = ("copy", "classifier", "autoencoder")
 class RunSettings:
     """What `nightpress run` was asked to do. Fields are the options of the contract, `-` as `_`.
 
-    Exactly one of quality, target and budget is set (`target` ms-ssim=0.98 when none was given).
+    Exactly one of quality, target and budget is set (`target` ssimulacra2=80 when none was given).
     Construction checks ranges and clashes and raises WrongUsage; `from_args` and `from_parameters` also
     refuse places that overlap.
     """
@@ -39,7 +39,7 @@ class RunSettings:
     budget: Budget | None = None
     dedup: str = "near"  # off, exact, near
     dedup_embedding: str | None = None  # copy, classifier, autoencoder, FILE.onnx
-    denoise: str = "auto"  # off, auto
+    denoise: str = "off"  # off, auto
     superres: str = "off"  # off, auto
     codec: str = "learned"  # learned, lossless, avif, jxl, smallest: tasks/forms/choose.py says what each tries
     min_gain: float = 10.0  # percent of the source bytes; below it the original is kept
@@ -60,7 +60,7 @@ class RunSettings:
 
     def __post_init__(self):
         if self.quality is None and self.target is None and self.budget is None:
-            object.__setattr__(self, "target", Target("ms-ssim", 0.98))
+            object.__setattr__(self, "target", Target("ssimulacra2", 80.0))
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name, value in values.items():
             check_range(name, value, option(name))
@@ -315,9 +315,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dest", metavar="DEST", help="s3://bucket/prefix or a folder for the results")
     parser.add_argument("--config", metavar="FILE.toml", help="options as keys (min_gain = 5); flags win")
     add = parser.add_argument_group
-    rate = add("how good or how small, one of (default --target ms-ssim=0.98)")
+    rate = add("how good or how small, one of (default --target ssimulacra2=80)")
     rate.add_argument("--quality", metavar="Q", help="codec quality, 0..100")
-    rate.add_argument("--target", metavar="METRIC=V", help="psnr=V or ms-ssim=V, met from above")
+    rate.add_argument("--target", metavar="METRIC=V", help="ssimulacra2=V, ms-ssim=V or psnr=V, met from above")
     rate.add_argument(
         "--budget", metavar="BYTES|PERCENT%", help="what the run may store: 20GB, or 12%% of the source bytes"
     )
@@ -328,7 +328,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="copy|classifier|autoencoder|FILE.onnx",
         help="also propose duplicates by an embedding (default none)",
     )
-    steps.add_argument("--denoise", metavar="off|auto", help="clean noisy pictures (default auto)")
+    steps.add_argument("--denoise", metavar="off|auto", help="clean noise and impulses (default off)")
     steps.add_argument("--superres", metavar="off|auto", help="enlarge small pictures (default off)")
     steps.add_argument(
         "--codec",

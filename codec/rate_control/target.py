@@ -1,8 +1,8 @@
-"""At which level to code one picture, so that it meets a target: PSNR, MS-SSIM or bytes.
+"""At which level to code one picture, so that it meets a target: SSIMULACRA2, PSNR, MS-SSIM or bytes.
 
 `target_level` searches on a picture whose analysis is done (encoder.AnalysedPicture); each pass quantises and then
-measures or codes. Targets count as met from above: at least V, at most 0.1 dB more; bytes from below: at most 2 %
-under. A budget over many pictures: budget.py. No torch here.
+measures or codes. Targets count as met from above: at least V, at most 0.1 dB or 0.5 of SSIMULACRA2 more; bytes from
+below: at most 2 % under. A budget over many pictures: budget.py. No torch here.
 """
 
 import dataclasses
@@ -11,15 +11,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from codec import metrics
 from codec.errors import CodecError
 from codec.format import LEVELS
 from codec.metrics import MS_SSIM_MIN_SIDE, ms_ssim_db
+from codec.original import Original
+from codec.ssimulacra2 import MIN_SIDE as SSIMULACRA2_MIN_SIDE
 
-EXCESS = 0.1  # dB by which a target may be exceeded
+EXCESS = {"psnr": 0.1, "ms-ssim": 0.1, "ssimulacra2": 0.5}  # by which a target may be exceeded: dB; points
 SHORT = 0.02  # part of a byte target that may stay unused
-SMALL_PICTURE_PSNR = 40.0  # what a picture too small for MS-SSIM takes instead
-MARGIN = 0.004  # dB kept above a target, and below its excess, since decoders may differ by a grey step here and there
+SMALL_PICTURE_PSNR = 40.0  # what a picture too small for a metric takes instead
+SMALLEST = {"ms-ssim": MS_SSIM_MIN_SIDE, "ssimulacra2": SSIMULACRA2_MIN_SIDE}  # sides in pixels
+# Kept above a target, and below its excess, since decoders may differ by a grey step here and there.
+MARGIN = {"psnr": 0.004, "ms-ssim": 0.004, "ssimulacra2": 0.02}
 NOISY = 12  # levels within which quality moves up and down by as much as it grows
 BESIDE = 3  # levels next to one that misses which are tried last
 PATIENCE = 3  # from this pass on none is kept above the window, where a step less matters less than a pass more
@@ -39,6 +42,15 @@ MS_SSIM = (
     (11.0, 12.5, 14.0, 15.5, 17.1, 18.5, 20.0, 21.4, 22.8, 24.1, 25.5),
     (12.1, 13.3, 14.7, 16.0, 17.4, 18.8, 20.0, 21.3, 22.4, 23.5, 24.5),
 )
+# SSIMULACRA2: of 48 held-out tiles and rendered pages, sorted by their value at level 700, in five groups.
+SSIMULACRA2 = (
+    (-44.6, -34.6, -21.4, -6.4, 9.2, 25.6, 40.8, 53.8, 65.0, 73.7, 80.1),
+    (-24.6, -9.3, 6.2, 21.5, 36.2, 48.6, 58.9, 67.3, 74.1, 79.6, 83.9),
+    (-17.4, -0.6, 16.0, 31.3, 44.7, 55.7, 64.9, 72.2, 77.8, 82.1, 85.2),
+    (-6.2, 10.7, 26.7, 40.3, 52.0, 61.4, 69.2, 75.3, 80.0, 83.7, 86.4),
+    (13.8, 29.3, 42.1, 52.2, 61.5, 68.7, 74.6, 79.1, 82.7, 85.1, 86.7),
+)
+FINER = (70, 160, 280)  # levels above the target's that are tried where a part of the picture lost its structure
 
 
 class TargetUnreachable(CodecError):
@@ -52,31 +64,41 @@ class TargetUnreachable(CodecError):
         return type(self), (self.args[0], self.level, self.bitstream, self.value)
 
 
+class LocalLossRemains(TargetUnreachable):
+    """The target is met on average, but at no level everywhere. `value` is what the target's metric gives."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """A target met. `value` in the metric's own unit (dB, 0..1, bytes); `pixels` uint8 as decoded, None for bytes."""
+    """A target met. `value` in the metric's own unit (points, dB, 0..1, bytes); `pixels` uint8 as decoded, None for
+    bytes."""
 
     level: int
     bitstream: bytes
-    metric: str  # psnr, ms-ssim, bytes: the one that was met, which for small pictures is psnr
+    metric: str  # ssimulacra2, psnr, ms-ssim, bytes: the one that was met, which for small pictures is psnr
     value: float
     passes: int
     pixels: np.ndarray | None = None
+    finer: bool = False  # than the target asks, so that no part loses its structure
 
 
 def parse_target(text: str) -> tuple[str, float]:
-    """Text as of --target, "psnr=38" or "ms-ssim=0.98" -> (metric, value). Raises ValueError for anything else."""
+    """Text as of --target, "ssimulacra2=80", "psnr=38" or "ms-ssim=0.98" -> (metric, value). Raises ValueError for
+    anything else."""
     metric, _, number = text.partition("=")
     metric = metric.strip().lower()
     try:
         value = float(number)
     except ValueError:
         value = math.nan
-    if metric == "psnr" and 0 < value < 100:
+    if metric in ("ssimulacra2", "psnr") and 0 < value < 100:
         return metric, value
     if metric == "ms-ssim" and 0 < value < 1:
         return metric, value
-    raise ValueError(f"target {text!r} is neither psnr=V with V in dB nor ms-ssim=V with V between 0 and 1")
+    raise ValueError(
+        f"target {text!r} is none of ssimulacra2=V with V between 0 and 100, psnr=V with V in dB and ms-ssim=V with V "
+        "between 0 and 1"
+    )
 
 
 def encode_prepared(prepared, target: str | None = None, max_bytes: int | None = None) -> bytes:
@@ -87,68 +109,114 @@ def encode_prepared(prepared, target: str | None = None, max_bytes: int | None =
     return target_level(prepared, metric, value).bitstream
 
 
-def target_level(prepared, metric: str, value: float) -> Reached:
-    """The level and bitstream at which a encoder.AnalysedPicture meets a target.
+def target_level(prepared, metric: str, value: float, everywhere: bool = False) -> Reached:
+    """The level and bitstream at which an encoder.AnalysedPicture meets a target.
 
-    psnr (dB), ms-ssim (0..1; under 160 pixels psnr 40 instead): at least `value`, at most 0.1 dB more, or the lowest
-    level where even that is better. bytes: at most `value`, at least 98 % of it, or the highest level where even that
-    is smaller. Two to four passes; MS-SSIM may take five or six on flat charts and tiny pictures, and a curve that
-    jumps takes up to eight and comes as near from the right side as they allow. Raises TargetUnreachable, ValueError
-    for an unknown metric.
+    ssimulacra2 (points; under 8 pixels psnr 40 instead), psnr (dB), ms-ssim (0..1; under 160 pixels psnr 40 instead):
+    at least `value`, at most EXCESS more, or the lowest level where even that is better. bytes: at most `value`, at
+    least 98 % of it, or the highest level where even that is smaller. Two to four passes; MS-SSIM may take five or six
+    on flat charts and tiny pictures, and a curve that jumps takes up to eight and comes as near from the right side as
+    they allow. everywhere: of a quality, that no part of the picture lost its own structure and no flat colour shifted
+    (local_loss.Losses.acceptable) either; where one did, finer levels are tried, up to three. Raises TargetUnreachable,
+    LocalLossRemains, and ValueError for an unknown metric.
     """
-    if metric not in ("psnr", "ms-ssim", "bytes"):
-        raise ValueError(f"unknown metric {metric!r}; psnr, ms-ssim and bytes can be targets")
-    if metric == "ms-ssim" and min(prepared.width, prepared.height) < MS_SSIM_MIN_SIDE:
+    if metric == "bytes":
+        return _in_bytes(prepared, value)
+    if metric not in EXCESS:
+        raise ValueError(f"unknown metric {metric!r}; {', '.join(EXCESS)} and bytes can be targets")
+    original = prepared.original
+    if original.shortest_side < SMALLEST.get(metric, 0):
         metric, value = "psnr", SMALL_PICTURE_PSNR
-    original = metrics.pixels_of(prepared.picture.image)
-    kept: dict[int, np.ndarray | bytes] = {}  # of the latest pass alone
+    shown: dict[int, np.ndarray] = {}  # of the latest pass alone
 
     def quality(level: int) -> float:
-        kept.clear()
-        kept[level] = prepared.reconstruct(level)
-        shown = metrics.pixels_of(kept[level])
-        if metric == "psnr":
-            return min(metrics.psnr(original, shown), 100.0)
-        return min(ms_ssim_db(metrics.ms_ssim(original, shown)), 100.0)
+        shown.clear()
+        shown[level] = prepared.reconstruct(level)
+        return _measured(original, metric, shown[level])
 
-    def size(level: int) -> float:
-        kept.clear()
-        kept[level] = prepared.code(level)
-        return math.log(len(kept[level]))
-
-    if metric == "bytes":
-        if value < 1:
-            raise ValueError(f"a target of {value} bytes cannot hold a picture")
-        _, bits = prepared.expected(np.linspace(0, LEVELS, 11))
-        family = [np.log(bits * factor / 8 + 160) for factor in BITS]
-        low, aim, high = (math.log(value * part) for part in (1 - SHORT, 1 - 0.45 * SHORT, 1))
-        found = _search(size, family, (0, 1, 0), low, high, aim, 1)
-        level, passes = found.level, found.passes
-        bitstream = kept[level] if level in kept else prepared.code(level)
-        if not found.met:
-            raise TargetUnreachable(
-                f"the smallest bitstream has {len(bitstream)} bytes, more than {value:.0f}; allow more bytes or make "
-                "the picture smaller", level, bitstream, len(bitstream),
-            )  # fmt: skip
-        return Reached(level, bitstream, metric, len(bitstream), passes)
-
-    low = value if metric == "psnr" else ms_ssim_db(value)
-    if metric == "psnr":
-        mse, _ = prepared.expected(np.linspace(0, LEVELS, 11))
-        family, start = [-10 * np.log10((mse + floor * mse[-1]) / 255**2) for floor in FLOORS], (0, 0, 1, 0, 0)
-    else:
-        family, start = MS_SSIM, (0, 0.33, 0.34, 0.33, 0)
-    window = low + MARGIN, low + EXCESS - MARGIN, low + EXCESS / 2
-    found = _search(quality, family, start, *window, -1, MARGIN)
-    bitstream = prepared.code(found.level)
-    got = found.value if metric == "psnr" else 1 - 10 ** (-found.value / 10)
+    low, margin = _searched(metric, value), MARGIN[metric]
+    window = low + margin, low + EXCESS[metric] - margin, low + EXCESS[metric] / 2
+    found = _search(quality, *_family(prepared, metric), *window, -1, margin)
+    got = _own_unit(metric, found.value)
     if not found.met:
         raise TargetUnreachable(
             f"{metric} {value:g} cannot be reached: the highest level gives {got:.5g}; keep the original or lower the "
-            "target", found.level, bitstream, got,
+            "target", found.level, prepared.code(found.level), got,
         )  # fmt: skip
-    shown = kept[found.level] if found.level in kept else prepared.reconstruct(found.level)
-    return Reached(found.level, bitstream, metric, got, found.passes, shown)
+    level, passes, finer = found.level, found.passes, False
+    if everywhere:
+        level, passes = _acceptable_everywhere(original, metric, quality, shown, level, passes, prepared)
+        got, finer = _own_unit(metric, _measured(original, metric, shown[level])), level != found.level
+    pixels = shown[level] if level in shown else prepared.reconstruct(level)
+    return Reached(level, prepared.code(level), metric, got, passes, pixels, finer)
+
+
+def _in_bytes(prepared, value: float) -> Reached:
+    if value < 1:
+        raise ValueError(f"a target of {value} bytes cannot hold a picture")
+    coded: dict[int, bytes] = {}  # of the latest pass alone
+
+    def size(level: int) -> float:
+        coded.clear()
+        coded[level] = prepared.code(level)
+        return math.log(len(coded[level]))
+
+    _, bits = prepared.expected(np.linspace(0, LEVELS, 11))
+    family = [np.log(bits * factor / 8 + 160) for factor in BITS]
+    low, aim, high = (math.log(value * part) for part in (1 - SHORT, 1 - 0.45 * SHORT, 1))
+    found = _search(size, family, (0, 1, 0), low, high, aim, 1)
+    bitstream = coded[found.level] if found.level in coded else prepared.code(found.level)
+    if not found.met:
+        raise TargetUnreachable(
+            f"the smallest bitstream has {len(bitstream)} bytes, more than {value:.0f}; allow more bytes or make "
+            "the picture smaller", found.level, bitstream, len(bitstream),
+        )  # fmt: skip
+    return Reached(found.level, bitstream, "bytes", len(bitstream), found.passes)
+
+
+def _acceptable_everywhere(original: Original, metric: str, quality, shown: dict, level: int, passes: int, prepared):
+    """(level, passes) from `level` on where no part lost its structure. `quality` fills `shown`."""
+    if level not in shown:
+        quality(level)
+    losses = original.losses(shown[level])
+    for finer in sorted({min(level + more, LEVELS) for more in FINER} - {level}):
+        if losses.acceptable:
+            break
+        level, passes = finer, passes + 1
+        quality(level)
+        losses = original.losses(shown[level])
+    if not losses.acceptable:
+        got = _own_unit(metric, _measured(original, metric, shown[level]))
+        raise LocalLossRemains(
+            f"{losses.in_words()} even at level {level}; keep the original or store it losslessly",
+            level, prepared.code(level), got,
+        )  # fmt: skip
+    return level, passes
+
+
+def _family(prepared, metric: str) -> tuple:
+    """Typical curves at levels 0, 100, ..., 1000 and their weights in the first guess."""
+    if metric == "ssimulacra2":
+        return SSIMULACRA2, (0, 0.25, 0.5, 0.25, 0)
+    if metric == "ms-ssim":
+        return MS_SSIM, (0, 0.33, 0.34, 0.33, 0)
+    mse, _ = prepared.expected(np.linspace(0, LEVELS, 11))
+    return [-10 * np.log10((mse + floor * mse[-1]) / 255**2) for floor in FLOORS], (0, 0, 1, 0, 0)
+
+
+def _measured(original: Original, metric: str, shown: np.ndarray) -> float:
+    """On the scale on which a metric is searched: of MS-SSIM dB; never above 100."""
+    if metric == "ssimulacra2":
+        return original.ssimulacra2(shown)
+    return min(original.psnr(shown) if metric == "psnr" else ms_ssim_db(original.ms_ssim(shown)), 100.0)
+
+
+def _searched(metric: str, value: float) -> float:
+    return ms_ssim_db(value) if metric == "ms-ssim" else value
+
+
+def _own_unit(metric: str, value: float) -> float:
+    return 1 - 10 ** (-value / 10) if metric == "ms-ssim" else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ def register(subparsers) -> None:
         epilog="Example: nightpress demo --out ~/nightpress-demo",
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="for the report's page (default: a temporary folder)")
-    command.add_argument("--target", default="ms-ssim=0.98", metavar="METRIC=V", help="default ms-ssim=0.98")
+    command.add_argument("--target", default="ssimulacra2=80", metavar="METRIC=V", help="default ssimulacra2=80")
     command.add_argument("--workers", metavar="N", help="default: one a core")
     command.add_argument(
         "--endpoint", metavar="URL", help="another S3 server instead (credentials from the environment, e.g. radosgw)"
@@ -60,7 +60,7 @@ def demo(args: argparse.Namespace) -> int:
         say(
             f"demo: {source}: {len(planted)} objects, {size(total)}: " + ", ".join(f"{n} {k}" for k, n in kinds.items())
         )
-        options = ["--target", args.target, *(["--workers", args.workers] if args.workers else [])]
+        options = ["--target", args.target, "--denoise", "auto", *(["--workers", args.workers] if args.workers else [])]
         first = a_night([source, dest, *options])
         page, rows = outcome(open_store(dest), out)
         say("\ndemo: the second night, over the unchanged bucket")

@@ -20,13 +20,17 @@ def register(subparsers) -> None:
     encode = subparsers.add_parser(
         "encode",
         help="compress one picture into a .npi file",
-        epilog="Example: nightpress encode photo.jpg photo.npi --target ms-ssim=0.98",
+        epilog="Example: nightpress encode photo.jpg photo.npi --target ssimulacra2=80",
     )
     encode.add_argument("image", metavar="IMAGE", type=Path, help="an 8-bit picture in any usual format")
     encode.add_argument("file", metavar="FILE.npi", type=Path)
     goal = encode.add_mutually_exclusive_group()
     goal.add_argument("--quality", metavar="Q", type=float, help="0..100 (default 75)")
-    goal.add_argument("--target", metavar="M=V", help="psnr=V or ms-ssim=V, met from above by at most 0.1 dB")
+    goal.add_argument(
+        "--target",
+        metavar="M=V",
+        help="ssimulacra2=V, ms-ssim=V or psnr=V, met from above by at most 0.5 points or 0.1 dB",
+    )
     goal.add_argument("--max-bytes", metavar="N", type=int, help="at most so many bytes, at most 2 %% fewer")
     encode.add_argument("--model", metavar="FILE", help="a model that was trained elsewhere (default: the package's)")
     encode.add_argument("--max-pixels", metavar="N", type=int, default=200_000_000, help="refuse larger pictures")
@@ -106,7 +110,13 @@ def run_encode(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
         return 0
-    met = {"psnr": "PSNR {:.2f} dB", "ms-ssim": "MS-SSIM {:.5f}"}.get(reached.metric, "") if reached else ""
+    met = (
+        {"psnr": "PSNR {:.2f} dB", "ms-ssim": "MS-SSIM {:.5f}", "ssimulacra2": "SSIMULACRA2 {:.2f}"}.get(
+            reached.metric, ""
+        )
+        if reached
+        else ""
+    )
     print(
         f"{args.file}: {size(len(data))} ({len(data) / len(source):.1%} of {size(len(source))}), "
         f"{picture.width}x{picture.height}, {result['bpp']:.3f} bpp, quality {level / 10:g}"

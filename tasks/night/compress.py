@@ -21,6 +21,7 @@ from PIL import Image
 from codec import decoder, encoder, metrics, models
 from codec.errors import CodecError
 from codec.format import level_of
+from codec.original import Original
 from codec.pictures.errors import PictureError
 from codec.pictures.files import Picture, open_picture
 from codec.rate_control import target as rate
@@ -36,6 +37,7 @@ PACKED_BELOW = 128 << 10  # bytes: infrequent-access classes bill at least this 
 ENLARGED_BELOW = 512  # pixels of the longer side
 SCALE = 2
 DERIVED_QUALITY = 90  # WebP
+FINER = "coded finer than the target asks, so that no part of the picture loses its own structure"
 
 
 class KeepOriginal(Exception):
@@ -65,10 +67,10 @@ def opened(night: Night, row: dict, fetched) -> Picture:
 
 
 def clean(picture: Picture, row: dict) -> Picture:
-    """The picture to be encoded: denoised where that was decided."""
+    """The picture to be encoded: cleaned where that was decided. What restore gives is measured against `picture`."""
     if not row["denoised"]:
         return picture
-    return dataclasses.replace(picture, image=restoration.denoise(picture.image, row["noise_sigma"]))
+    return dataclasses.replace(picture, image=restoration.denoise(picture.image))
 
 
 def compress_object(night: Night, item: dict, fetched) -> CompressedObject:
@@ -101,15 +103,16 @@ def compress_object(night: Night, item: dict, fetched) -> CompressedObject:
 def unstored(status: str, reason: str | None = None) -> dict:
     return {
         "status": status, "reason": reason, "stored_bytes": 0, "quality": None, "bpp": None, "psnr": None,
-        "ms_ssim": None, "psnr_source": None, "denoised": False, "upscaled": False,
+        "ms_ssim": None, "psnr_source": None, "ssimulacra2": None, "worst_tile": None, "not_removable": None,
+        "denoised": False, "upscaled": False,
     }  # fmt: skip
 
 
 def encode_verified(night: Night, row: dict, picture: Picture, model) -> tuple[bytes, dict]:
-    """Bitstream that decodes to what it should, and the columns that say so. Raises Kept."""
+    """Bitstream that decodes to what it should, and the columns that say so. Raises KeepOriginal."""
     image = clean(picture, row)
     prepared = encoder.prepare(image, model)
-    reached = None
+    original, reached = prepared.original, None
     if row["stored_bytes"]:
         bitstream = in_budget(prepared, row["stored_bytes"])
     elif night.quality is not None:
@@ -120,17 +123,33 @@ def encode_verified(night: Night, row: dict, picture: Picture, model) -> tuple[b
     del prepared
     refuse_small_gain(len(bitstream), row["size"], night.min_gain)
     decoded = decoder.decode(bitstream, model=model, max_pixels=night.max_pixels)
-    psnr, ms_ssim = metrics.psnr(image.image, decoded), metrics.ms_ssim(image.image, decoded)
     if image.image.mode != decoded.mode or not same_alpha(image.image, decoded):
         raise CodecError("the bitstream decodes to another mode or alpha plane than was encoded")
     if reached:
-        refuse_miss(reached.metric, floor_of(night, reached.metric), psnr, ms_ssim)
-    facts = decoder.info(bitstream)
-    source_psnr = metrics.psnr(picture.image, decoded) if row["denoised"] else psnr
+        refuse_miss(reached.metric, floor_of(night, reached.metric), original, decoded)
+    losses = original.losses(decoded)
     return bitstream, {
-        "reason": None, "quality": facts["quality"], "bpp": metrics.bpp(len(bitstream), image.width, image.height),
-        "psnr": psnr, "ms_ssim": ms_ssim, "psnr_source": source_psnr, "codec": f"npi/{facts['version']}",
-        "model": facts["model"], "output_sha256": hashlib.sha256(bitstream).hexdigest(),
+        "reason": row["reason"] if row["denoised"] else FINER if reached and reached.finer else None,
+        "not_removable": None if losses.acceptable else losses.in_words(),
+        **measures(original, Original(picture.image) if row["denoised"] else original, decoded),
+        **bitstream_columns(bitstream, image),
+    }  # fmt: skip
+
+
+def measures(encoded: Original, source: Original, decoded: Image.Image) -> dict:
+    """How near the decoded bitstream comes to what was encoded, and to the source (the same unless it was denoised)."""
+    return {
+        "psnr": encoded.psnr(decoded), "ms_ssim": encoded.ms_ssim(decoded), "psnr_source": source.psnr(decoded),
+        "ssimulacra2": source.ssimulacra2(decoded), "worst_tile": source.losses(decoded).worst_tile,
+    }  # fmt: skip
+
+
+def bitstream_columns(bitstream: bytes, image: Picture) -> dict:
+    facts = decoder.info(bitstream)
+    return {
+        "quality": facts["quality"], "bpp": metrics.bpp(len(bitstream), image.width, image.height),
+        "codec": f"npi/{facts['version']}", "model": facts["model"],
+        "output_sha256": hashlib.sha256(bitstream).hexdigest(),
     }  # fmt: skip
 
 
@@ -148,7 +167,9 @@ def network(night: Night):
 
 def on_target(prepared: encoder.AnalysedPicture, night: Night) -> rate.Reached:
     try:
-        return rate.target_level(prepared, night.metric, night.target)
+        return rate.target_level(prepared, night.metric, night.target, everywhere=True)
+    except rate.LocalLossRemains as error:
+        raise KeepOriginal(str(error)) from None
     except rate.TargetUnreachable as error:
         raise KeepOriginal(f"the target can't be reached: {error}") from None
 
@@ -161,7 +182,7 @@ def in_budget(prepared: encoder.AnalysedPicture, share: int) -> bytes:
 
 
 def floor_of(night: Night, metric: str) -> float:
-    """What the metric that was aimed at must reach: small pictures take PSNR instead of MS-SSIM."""
+    """What the metric that was aimed at must reach: pictures that are too small for it take PSNR instead."""
     return night.target if metric == night.metric else rate.SMALL_PICTURE_PSNR
 
 
@@ -175,9 +196,9 @@ def refuse_small_gain(stored: int, source: int, min_gain: float) -> None:
         )
 
 
-def refuse_miss(metric: str, floor: float, psnr: float, ms_ssim: float | None) -> None:
+def refuse_miss(metric: str, floor: float, original: Original, decoded: Image.Image) -> None:
     """Kept, where the decoded bitstream is below its target."""
-    value = psnr if metric == "psnr" else ms_ssim
+    value = {"psnr": original.psnr, "ms-ssim": original.ms_ssim, "ssimulacra2": original.ssimulacra2}[metric](decoded)
     if value < floor:
         raise KeepOriginal(f"the target {metric}={floor:g} can't be reached: the decoded bitstream has {value:.5g}")
 

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from tasks.night.catalog import CATALOG_SCHEMA, conform, write_parts
 from tasks.night.runs import write_json
+from tasks.report.savings import is_removable
 from tasks.report.schema import SCHEMA, SCHEMA_VERSION, STATUSES
 from tasks.stores.base import Store
 
@@ -39,12 +40,13 @@ class Incomplete(RuntimeError):
 def whole_state(listing: pa.Table, decided: pa.Table, catalog: pa.Table, gone: np.ndarray) -> tuple[pa.Table, pa.Table]:
     """(report rows, catalog rows), both in CATALOG_SCHEMA and sorted by key.
 
-    listing: listing.LISTING_SCHEMA, one row each object of the run. decided: rows of this night, one each new
-    object. catalog: the state before; `gone`: its rows whose originals were removed from SOURCE and that come back
-    from DEST: they are part of the state, not of the report. Raises Incomplete.
+    listing: listing.LISTING_SCHEMA, one row each object of the run. decided: rows of this night, one each new object,
+    and those of earlier nights that it decided anew. catalog: the state before; `gone`: its rows whose originals were
+    removed from SOURCE and that come back from DEST: they are part of the state, not of the report. Raises Incomplete.
     """
     known = listing["known"].to_numpy()
     carried = conform(catalog.take(pa.array(known[known >= 0])), CATALOG_SCHEMA)
+    carried = carried.filter(pc.invert(pc.is_in(carried["key"], value_set=decided["key"].combine_chunks())))
     there = pa.array(np.ones(len(carried), bool))
     carried = carried.set_column(carried.schema.get_field_index("at_source"), "at_source", there)
     here = pa.concat_tables([carried, conform(decided, CATALOG_SCHEMA)])
@@ -79,7 +81,7 @@ def report_table(rows: pa.Table) -> pa.Table:
 
 def removable(rows: pa.Table, source: Store) -> tuple[bytes, list[str]]:
     """(removable.csv, its fields): the originals whose content is safe under DEST, in order of key."""
-    safe = rows.filter(pc.is_valid(rows["output_key"]))
+    safe = rows.filter(is_removable(rows))
     bucket, prefix = getattr(source, "bucket", source.url), getattr(source, "prefix", "")
     versions = safe["version"].to_pylist()
     versioned = bool(versions) and all(versions)

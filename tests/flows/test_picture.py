@@ -77,7 +77,7 @@ def test_formats_to_decode_into(capsys, photo, model, tmp_path):
     "options, code, words",
     [
         (("--quality", "101"), 2, "outside 0..100"),
-        (("--target", "ssim=0.9"), 2, "neither psnr=V"),
+        (("--target", "ssim=0.9"), 2, "none of ssimulacra2=V"),
         (("--max-bytes", "0"), 2, "at least 1"),
         (("--target", "psnr=70"), 1, "cannot be reached"),
         (("--max-bytes", "90"), 1, "smallest bitstream"),

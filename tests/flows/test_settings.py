@@ -20,11 +20,11 @@ def parsed(*words: str) -> RunSettings:
 
 def test_defaults_are_the_contracts():
     settings = parsed()
-    assert settings.target == Target("ms-ssim", 0.98) and settings.quality is None and settings.budget is None
+    assert settings.target == Target("ssimulacra2", 80.0) and settings.quality is None and settings.budget is None
     assert (settings.dedup, settings.dedup_embedding, settings.denoise, settings.superres) == (
         "near",
         None,
-        "auto",
+        "off",
         "off",
     )
     assert (settings.min_gain, settings.max_pixels, settings.max_failed) == (10, 200_000_000, 50)
@@ -155,7 +155,7 @@ def test_fingerprint_holds_what_decides_the_results():
         parsed("--quality", "50"),
         parsed("--target", "ms-ssim=0.981"),
         parsed("--min-gain", "9"),
-        parsed("--denoise", "off"),
+        parsed("--denoise", "auto"),
         parsed("--exclude", "*.gif"),
         parsed("--shard-size", "10"),
         dataclasses.replace(base, source="s3://other"),

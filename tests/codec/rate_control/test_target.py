@@ -6,12 +6,14 @@ import random
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from skimage import data
 
 from codec import UnknownModel, decode, encode, get_model, metrics, prepare
+from codec.original import Original
 from codec.rate_control import target as rate
-from codec.rate_control.target import TargetUnreachable, parse_target, target_level
+from codec.rate_control.target import LocalLossRemains, TargetUnreachable, parse_target, target_level
+from codec.ssimulacra2 import ssimulacra2
 
 
 class Stand:
@@ -20,7 +22,7 @@ class Stand:
     def __init__(self, image, best=44.0, slope=0.017, bend=0.0, bits=0.1, jump=None):
         self.picture = type("Picture", (), {"image": image})
         self.width, self.height = image.size
-        self.array = np.asarray(image)
+        self.array, self.original = np.asarray(image), Original(image)
         self.noise = np.random.default_rng(5).normal(0, 1, self.array.shape)
         self.best, self.slope, self.bend, self.bits, self.jump = best, slope, bend, bits, jump
         self.reconstructed, self.coded = [], []
@@ -74,6 +76,60 @@ def test_ms_ssim_target(photograph, value):
     assert reached.passes <= 4
 
 
+@pytest.mark.parametrize("value", [60, 75, 85])
+def test_ssimulacra2_target(photograph, value):
+    stand = Stand(photograph)
+    reached = target_level(stand, "ssimulacra2", value)
+    got = ssimulacra2(photograph, stand.reconstruct(reached.level))
+    assert value <= got <= value + 0.5
+    assert reached.value == pytest.approx(got) and reached.metric == "ssimulacra2"
+    assert reached.passes <= 4
+
+
+def test_pictures_without_ssimulacra2_take_psnr(photograph):
+    reached = target_level(Stand(photograph.crop((0, 0, 300, 7))), "ssimulacra2", 80)
+    assert reached.metric == "psnr"
+    assert 40 <= reached.value <= 40.1
+
+
+def faint_writing():
+    """A page whose writing is hardly darker than the paper."""
+    page = Image.new("RGB", (320, 256), (238, 238, 236))
+    draw = ImageDraw.Draw(page)
+    for y in range(20, 240, 24):
+        draw.text(
+            (20, y), "Total 1,284.90 on account of the bearer", fill=(224, 224, 222), font=ImageFont.load_default(18)
+        )
+    return page
+
+
+class Blurring(Stand):
+    """Loses faint structure up to a level, instead of adding noise."""
+
+    def __init__(self, image, keeps_from):
+        super().__init__(image)
+        self.keeps_from = keeps_from
+
+    def reconstruct(self, level):
+        self.reconstructed.append(level)
+        shown = self.picture.image if level >= self.keeps_from else self.picture.image.filter(ImageFilter.BoxBlur(9))
+        return np.asarray(shown)
+
+
+def test_what_lost_its_structure_is_coded_finer():
+    stand = Blurring(faint_writing(), keeps_from=120)
+    assert target_level(stand, "psnr", 30).level == 0
+    reached = target_level(stand, "psnr", 30, everywhere=True)
+    assert 120 <= reached.level <= max(rate.FINER) and reached.finer
+    assert np.array_equal(reached.pixels, np.asarray(stand.picture.image))
+
+
+def test_what_no_level_brings_back_is_refused_with_the_place():
+    stand = Blurring(faint_writing(), keeps_from=1001)
+    with pytest.raises(LocalLossRemains, match="a part of the picture keeps 0.* of its structure .* at .* store it"):
+        target_level(stand, "psnr", 30, everywhere=True)
+
+
 @pytest.mark.parametrize("side", [159, 40])
 def test_small_pictures_take_psnr(photograph, side):
     stand = Stand(photograph.crop((0, 0, 300, side)))
@@ -120,10 +176,11 @@ def test_equal_pixels_take_the_lowest_level():
 
 
 def test_parse_target():
+    assert parse_target("ssimulacra2=80") == ("ssimulacra2", 80.0)
     assert parse_target("psnr=38") == ("psnr", 38.0)
     assert parse_target("MS-SSIM=0.98") == ("ms-ssim", 0.98)
-    for wrong in ("psnr", "psnr=", "psnr=-3", "psnr=nan", "ms-ssim=1", "ssim=0.9", "", "ms-ssim=98"):
-        with pytest.raises(ValueError, match="neither psnr=V"):
+    for wrong in ("psnr", "psnr=", "psnr=-3", "psnr=nan", "ms-ssim=1", "ssim=0.9", "", "ms-ssim=98", "ssimulacra2=100"):
+        with pytest.raises(ValueError, match="none of ssimulacra2=V"):
             parse_target(wrong)
 
 
