@@ -74,9 +74,8 @@ def test_layers_import_downwards_only():
 
 def test_no_module_imports_itself_by_way_of_others():
     packages = {module for module, path in FILES.items() if path.name == "__init__.py"}
-    edges = {  # imports within functions too, for what they need they need; codec's wait for a later change
-        module: {name for name, early in imported if name not in packages and (early or not module.startswith("codec"))}
-        for module, imported in GRAPH.items()
+    edges = {  # imports within functions too: what they need they need
+        module: {name for name, _ in imported if name not in packages} for module, imported in GRAPH.items()
     }
     assert not (found := circle(edges)), " -> ".join(found)
 
