@@ -25,12 +25,14 @@ def module_files() -> dict[str, Path]:
 FILES = module_files()
 
 
-def imports(tree: ast.AST, module: str) -> Iterator[tuple[str, bool]]:
-    """(imported module of ours, whether that happens when `module` is imported) for each import in a file."""
-    inside = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-              for node in ast.walk(function)}  # fmt: skip
-    checking = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in
-                ast.dump(block.test) for node in ast.walk(block)}  # fmt: skip
+def imports(tree: ast.AST, module: str) -> Iterator[str]:
+    """Modules of ours that a file imports, within functions too; what only type checkers read is left out."""
+    checking = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
@@ -38,12 +40,10 @@ def imports(tree: ast.AST, module: str) -> Iterator[tuple[str, bool]]:
             names = [alias.name for alias in node.names]
         else:
             continue
-        for name in names:
-            if name in FILES and name != module:
-                yield name, id(node) not in inside and id(node) not in checking
+        yield from (name for name in names if name in FILES and name != module and id(node) not in checking)
 
 
-GRAPH = {module: list(imports(ast.parse(path.read_text(encoding="utf-8")), module)) for module, path in FILES.items()}
+GRAPH = {module: set(imports(ast.parse(path.read_text(encoding="utf-8")), module)) for module, path in FILES.items()}
 
 
 def circle(edges: dict[str, set[str]]) -> list[str]:
@@ -68,29 +68,25 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
 def test_layers_import_downwards_only():
     for module, imported in GRAPH.items():
         allowed = LAYERS[: LAYERS.index(module.split(".")[0]) + 1]
-        upwards = {name for name, _ in imported if name.split(".")[0] not in allowed}
+        upwards = {name for name in imported if name.split(".")[0] not in allowed}
         assert not upwards, f"{module} imports {sorted(upwards)}, which stands above it"
 
 
 def test_no_module_imports_itself_by_way_of_others():
     packages = {module for module, path in FILES.items() if path.name == "__init__.py"}
-    edges = {  # imports within functions too: what they need they need
-        module: {name for name, _ in imported if name not in packages} for module, imported in GRAPH.items()
-    }
+    edges = {module: imported - packages for module, imported in GRAPH.items()}
     assert not (found := circle(edges)), " -> ".join(found)
 
 
 @pytest.mark.parametrize("layer", ["tasks", "codec"])
 def test_rooms_form_no_circle(layer):
-    """Late imports count too: what a room needs at work it needs."""
-
     def room(module: str) -> str | None:
         parts = module.split(".")
         return parts[1] if parts[0] == layer and len(parts) > 2 else None
 
     edges: dict[str, set[str]] = {}
     for module, imported in GRAPH.items():
-        rooms = {room(name) for name, _ in imported} - {None, room(module)}
+        rooms = {room(name) for name in imported} - {None, room(module)}
         if room(module):
             edges.setdefault(room(module), set()).update(rooms)
     assert not (found := circle(edges)), " -> ".join(found)
