@@ -15,8 +15,6 @@ up again ends as the undisturbed one would have.
 import contextlib
 from datetime import UTC, datetime
 
-import numpy as np
-import pyarrow as pa
 from prefect import flow
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
@@ -24,12 +22,13 @@ from prefect.logging.handlers import APILogHandler
 from flows import stages
 from flows.console import WorkFailed, WrongUsage, say
 from flows.finish import finish
+from flows.goals import deadline_after
 from flows.prefect_server import PrefectServer
 from flows.run_context import NightRun, as_prefect_task, stage_of
-from flows.settings import RunSettings, deadline_after
+from flows.settings import RunSettings
 from tasks.night import listing
-from tasks.night.duplicate_metadata import keep_metadata
 from tasks.night.catalog import CATALOG_SCHEMA, read_catalog
+from tasks.night.duplicate_metadata import keep_metadata
 from tasks.night.model_files import NoModel, codec_model, embedding_identity, embedding_of
 from tasks.night.runs import latest_manifest, new_run_id, unfinished_run, write_json
 from tasks.stores.base import NotFound, Store, StoreError
@@ -46,8 +45,9 @@ def nightly(
     budget: str | None = None,
     dedup: str = "near",
     dedup_embedding: str | None = None,
-    denoise: str = "auto",
+    denoise: str = "off",
     superres: str = "off",
+    codec: str = "learned",
     min_gain: float = 10.0,
     max_pixels: int = 200_000_000,
     include: list[str] | None = None,
@@ -153,8 +153,7 @@ def conduct(run: NightRun) -> dict:
         record |= {"objects": listed.num_rows, "new": int((listed["shard"].to_numpy() >= 0).sum())}
     run.total = listed.num_rows
     gone = listing.vanished(listed, catalog)
-    known = listed["known"].to_numpy()
-    known = catalog.take(pa.array(np.concatenate([known[known >= 0], gone])))
+    known = stages.known_rows(listed, catalog, gone)
     say(
         f"nightpress: run {night.run_id}: {listed.num_rows:,} objects, {record['new']:,} of them new or changed"
         + (f", {len(gone):,} removed at SOURCE that come back from DEST" if len(gone) else "")

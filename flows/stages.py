@@ -26,6 +26,7 @@ from tasks.night.shards import Step
 from tasks.stores.base import NotFound
 
 INSPECT_MEMORY = 200  # bytes of memory per byte of a file, while it is fingerprinted, at the worst
+LOOK_MEMORY = 80  # bytes of memory per pixel of the larger picture, while two are compared, at the worst
 FINGERPRINT = Step("fingerprint", "tasks.night.fingerprint", "inspect_object")
 RATES = Step("rates", "tasks.night.rate_points", "sample", network=True)
 CHECK = Step("check", "tasks.night.verify_duplicates", "check", fetch=None, network=True)
@@ -59,6 +60,15 @@ def the_listing(run: NightRun, catalog: pa.Table) -> pa.Table:
     table = listing.with_shards(compared, settings.shard_size)
     write_table(run.dest, key, table)
     return table
+
+
+def known_rows(listed: pa.Table, catalog: pa.Table, gone: np.ndarray) -> pa.Table:
+    """Rows of earlier nights that stay: of objects that are there, and of those (`gone`) that were removed since."""
+    here = listed["known"].to_numpy()
+    here = here[here >= 0]
+    rows = catalog.take(pa.array(np.concatenate([here, gone])))
+    there = pa.array(np.arange(len(rows)) < len(here))
+    return rows.set_column(rows.schema.get_field_index("at_source"), "at_source", there)
 
 
 def retry_failures(run: NightRun) -> None:
@@ -116,12 +126,17 @@ def the_plan(run: NightRun, facts: pa.Table, known: pa.Table) -> pa.Table:
         def confirm(pairs: list[tuple[dict, dict]]) -> list[plan.Answer]:
             return look(run, pairs, look_step(next(rounds)), "n")
 
-        def decide() -> list[dict | None]:
+        def decide() -> plan.Found:
             return plan.find_duplicates(facts, known, run.settings.dedup, confirm, proposed_from(run.settings))
 
         found = decide() if run.settings.dedup == "near" else as_prefect_task("deduplicate", "find duplicates", decide)
-        record["duplicates"] = sum(one is not None for one in found)
-        planned = plan.with_columns(facts, found)
+        record |= {
+            "duplicates": sum(one is not None for one in found.changes), "succeeded": len(found.succeeded),
+            "similar": sum(one is not None for one in found.similar),
+        }  # fmt: skip
+        similar = [{"similar_to": other} if other else None for other in found.similar]
+        planned = plan.with_columns(plan.with_columns(facts, similar), found.changes)
+        planned = keepers.reopened(planned, known, found.succeeded, run.night.run_id)
     if run.settings.budget:
         bring_model(run)
         planned = share_budget(run, planned)
@@ -146,11 +161,13 @@ def look(run: NightRun, pairs: list[tuple[dict, dict]], step: Step, prefix: str)
     for number, start in enumerate(range(0, len(items), size)):
         part = items[start : start + size]
         pixels = max((row["width"] or 0) * (row["height"] or 0) for i in part for row in [i["keeper"], *i["members"]])
-        jobs.append(Job(f"{prefix}{number:06d}", part, 40 * pixels))
+        jobs.append(Job(f"{prefix}{number:06d}", part, LOOK_MEMORY * pixels))
     answers = {}
     for table in do_shards(run, step, jobs).values():
         for row in table.to_pylist():
-            answer = plan.Answer(row["alike"], row["psnr"], row["keeper_turn"], row["keeper_box"])
+            answer = plan.Answer(
+                row["alike"], row["psnr"], row["keeper_turn"], row["keeper_box"], row["similar"], row["ssimulacra2"]
+            )
             answers[row["keeper_key"], row["key"]] = answer
     return [answers.get((keeper["key"], member["key"]), plan.Answer(False)) for keeper, member in pairs]
 
@@ -195,6 +212,7 @@ def compress_all(run: NightRun, planned: pa.Table, known: pa.Table) -> pa.Table:
         rows = compressed(run, rows, compress_step(), [(f"{shard:06d}", items) for shard, items in pictures])
     rows = waiting(rows, np.ones(len(rows), bool))
     rows = keepers.follow(rows, known, lambda members, kept: check_near(run, members, kept))
+    rows = keepers.reverted(rows, known)
     for attempt in (1, 2):
         orphans = np.flatnonzero(pc.is_null(rows["status"]).to_numpy())
         if not orphans.size:
@@ -204,7 +222,7 @@ def compress_all(run: NightRun, planned: pa.Table, known: pa.Table) -> pa.Table:
         if run.settings.budget:
             found = [{"status": "kept", "reason": NOT_PAID, "retry": True}] * len(alone)
         else:
-            found = plan.find_duplicates(alone, CATALOG_SCHEMA.empty_table(), "exact", lambda pairs: [])
+            found = plan.find_duplicates(alone, CATALOG_SCHEMA.empty_table(), "exact", lambda pairs: []).changes
         for place, change in zip(orphans.tolist(), found, strict=True):
             changes[place] = change
         rows = plan.with_columns(rows, changes)

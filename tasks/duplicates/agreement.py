@@ -47,15 +47,15 @@ ASTRAY = 0.75  # pixels of the member: most that its edges may lie beside where 
 
 ROUNDING = 1.5  # of two roundings to 8 bits, at most about, in a coefficient of an orthonormal 8x8 DCT
 LOW = 0.75  # levels: most that a block's mean and slopes may be off beyond what coding explains
-HIGH = 1.25  # the same for its finer coefficients
+HIGH = 1.5  # the same for its finer coefficients
 FILLED = 0.7  # mean square of a block's differences, each by its own bound: quantisation alone gives a third
-OUTLIER = 3.5  # times FILLED's measure in all but a twentieth of the blocks: most where that is less than FILLED ...
-UNSEEN = 0.25  # ... but always allowed
+OUTLIER = 3.0  # times FILLED's measure in all but a twentieth of the blocks: most where that is less than FILLED ...
+UNSEEN = 0.2  # ... but always allowed
 REGION = 0.75  # levels: most that the mean over 3x3 blocks may be off beyond the half step of a flat area
 MOST = np.array([LOW, HIGH, FILLED, REGION])
 NOISY = 2.5  # times a keeper's noise (root mean square, levels): most that it moves a coefficient by, about
 STRIP = 512  # rows that are judged at a time
-FITTED = 250_000  # pixels, at most about, by which a mixture is found
+FITTED, LEAST_FITTED = 250_000, 1024  # pixels, at most about, by which a mixture is found; smaller pictures have none
 
 SIMILAR = 27.0  # dB: what is no copy but agrees so well on the whole is called similar
 FLAT_MARGIN = 14.0  # dB above what the picture's mean colour alone reaches: flat pictures agree by accident
@@ -187,6 +187,8 @@ def predictions(
         yield resized[first], []
         if off[second] < NEXT_BEST * off[first]:
             yield resized[second], []
+        if size[0] * size[1] < LEAST_FITTED:
+            return
         mixed, (right, below, wider, higher) = mixture(resized, member)
         yield mixed, resized[:DOUBTED]
         if last or max(abs(right) + abs(wider), abs(below) + abs(higher)) > ASTRAY:

@@ -2,20 +2,22 @@
 
 Hashes find copies that show the whole picture; embeddings also find crops, pictures inside a frame, mirror images and
 quarter turns. Such a copy can be given up where its keeper, seen through the right view, comes back as the copy's own
-pixels: `find_view` finds that view, `seen_through` applies it, and duplicates.look_alike judges the outcome like any
-other. What no view gives back (free rotations, a frame around the copy, words on top) stays a picture of its own.
+pixels: `find_view` finds that view, `seen_through` applies it, and agreement.py judges the outcome like any other. What
+no view gives back (free rotations, a frame around the copy, words on top) stays a picture of its own.
 
 Which pairs are asked about is night/plan.py's, on which points they agree local_features.py's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from tasks.duplicates.agreement import Agreement, Original, agreement, psnr_between
 from tasks.duplicates.local_features import is_copy
-from tasks.duplicates.rules import Look, brought_to, look_alike
+from tasks.duplicates.recoding import Coding
+from tasks.duplicates.rules import brought_to
 
 TURNS = {  # EXIF's orientation values: what brings the keeper to the way that the copy is shown
     1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,6 +31,7 @@ AXES = {
 }  # fmt: skip
 SKEW = 0.03  # sine of the angle up to which the map's error, not the copy, counts as turned
 OVER_EDGE = 3.0  # pixels of the copy that may lie beyond the keeper by the map's error
+LIKELY = 2  # boxes, those that come closest, of which agreement is asked
 SIDE = 1024  # longer side at which the box is aligned
 
 
@@ -72,33 +75,44 @@ def given_back(keeper: Image.Image, row: dict, size: tuple[int, int], mode: str)
     return seen_through(keeper, View(row["keeper_turn"], tuple(row["keeper_box"])), size, mode)
 
 
-def find_view(keeper: Image.Image, member: Image.Image) -> tuple[View, Look] | None:
+def find_view(keeper: Original, member: Original) -> tuple[View, Agreement] | None:
     """The view through which the keeper comes back as the member, and how well; None where there is none.
 
-    Both fully decoded and upright, modes as look_alike takes them. Where only one has alpha there is none: brought to
-    the other's mode it would agree, and come back as what it was not.
+    Where only one has alpha there is none: brought to the other's mode it would agree, and come back as what it was
+    not.
     """
-    if ("A" in keeper.mode) != ("A" in member.mode):
+    if ("A" in keeper.image.mode) != ("A" in member.image.mode):
         return None
-    found = is_copy(keeper, member)
+    found = is_copy(keeper.image, member.image)
     if not found.copy or found.to_keeper is None:
         return None
     turn = turn_of(found.to_keeper)
     if turn is None:
         return None
-    source = turned(keeper, turn)
-    box = inside(box_of(found.to_keeper, turn, keeper.size, member.size), source.size, member.size)
+    source, size = turned(keeper.image, turn), member.image.size
+    box = inside(box_of(found.to_keeper, turn, keeper.image.size, size), source.size, size)
     if box is None:
         return None
     for _ in range(2):
-        box = inside(aligned(source, box, member), source.size, member.size) or box
-    best = None
-    for candidate in dict.fromkeys([box, *snapped(box, source.size, member.size)]):
-        view = View(turn, candidate)
-        look = look_alike(seen_through(keeper, view, member.size, member.mode), member)
-        if best is None or (look.alike, look.psnr) > (best[1].alike, best[1].psnr):
-            best = (view, look)
-    return best if best[1].alike else None
+        box = inside(aligned(source, box, member.image), source.size, size) or box
+    stands = replace(keeper, image=source, coding=turned_coding(keeper.coding, turn))
+
+    def closeness(one: tuple) -> float:
+        return psnr_between(seen_through(keeper.image, View(turn, one), size, member.image.mode), member.image)
+
+    boxes = dict.fromkeys([box, *snapped(box, source.size, size)])
+    for one in sorted(boxes, key=closeness, reverse=True)[:LIKELY]:
+        seen = agreement(stands, member, one)
+        if seen.agrees:
+            return View(turn, one), seen
+    return None
+
+
+def turned_coding(coding: Coding | None, turn: int) -> Coding | None:
+    """A JPEG's quantisation steps, as its picture stands once it is turned."""
+    if coding is None or turn < 5:
+        return coding
+    return replace(coding, tables=tuple(table.T for table in coding.tables))
 
 
 def turn_of(to_keeper: np.ndarray) -> int | None:

@@ -1,5 +1,8 @@
 """After compression: duplicates take their keeper's place under DEST, or lose it and stand for themselves.
 
+A keeper of an earlier night that a better original is to succeed has its row taken up again (`reopened`), with all of
+its duplicates'; where the new keeper does not serve every one of them, they stay what they were (`reverted`).
+
 Works on tables, on the coordinator. Comparing near duplicates with their keeper's bitstream is verify_duplicates.py's,
 on workers; which stage asks for that is flows/stages.py's.
 """
@@ -12,14 +15,12 @@ import pyarrow.compute as pc
 
 from tasks.night import plan
 
-LEAST_PSNR = (
-    30.0  # dB: a duplicate that would come back worse is none  # dB: a duplicate that would come back worse is none
-)
-INHERITED = ("output_key", "output_offset", "output_length", "output_sha256", "codec", "model")
+INHERITED = ("output_key", "output_offset", "output_length", "output_sha256", "form", "codec", "model")
 STANDALONE = {
     "status": None, "reason": None, "keeper_key": None, "duplicate_kind": None, "hamming_distance": None,
-    "psnr_source": None, "keeper_turn": None, "keeper_box": None,
+    "psnr_source": None, "ssimulacra2": None, "worst_tile": None, "keeper_turn": None, "keeper_box": None,
 }  # fmt: skip
+OWN_FIGURES = ("quality", "bpp", "psnr", "ms_ssim", "ssimulacra2", "worst_tile", "derived_key", "derived_bytes")
 
 Check = Callable[[list[dict], dict[str, dict]], dict[tuple[str, str], plan.Answer]]
 
@@ -56,13 +57,58 @@ def standing_keepers(members: list[dict], *tables: pa.Table) -> dict[str, dict]:
 
 def outcome(member: dict, keeper: dict | None, seen: plan.Answer | None) -> dict:
     """The columns of a duplicate once its keeper is decided. seen: the second look at the keeper's bitstream."""
-    if keeper is None or (seen and not (seen.alike and seen.psnr is not None and seen.psnr >= LEAST_PSNR)):
+    if keeper is None:
         return dict(STANDALONE)
+    if seen and not seen.alike:  # a copy, but its keeper's bitstream does not give it back as was asked for
+        return STANDALONE | {"similar_to": keeper["key"]}
     if keeper["status"] == "kept":  # restore copies the keeper's object
         return {"denoised": False, "stored_bytes": 0, "psnr_source": None, "retry": bool(keeper["retry"])}
     inherited = {name: keeper[name] for name in INHERITED}
     if seen:
-        inherited["psnr_source"] = seen.psnr
+        inherited |= {"psnr_source": seen.psnr, "ssimulacra2": seen.ssimulacra2}
     elif member["duplicate_kind"] != "near":
         inherited["psnr_source"] = keeper["psnr_source"]
+    inherited["gives_back"] = as_copy(keeper["gives_back"], member["duplicate_kind"])
     return inherited | {"denoised": False, "stored_bytes": 0}
+
+
+def as_copy(gives_back: str | None, kind: str) -> str | None:
+    """What restore gives for a duplicate whose keeper's form gives back so much."""
+    if kind == "exact":
+        return gives_back
+    return "seen" if kind == "near" or gives_back == "seen" else "pixels"
+
+
+def reopened(planned: pa.Table, known: pa.Table, succeeded: dict[str, dict], run_id: str) -> pa.Table:
+    """`planned` with the rows of earlier nights that a better original is to succeed, as its duplicates.
+
+    succeeded: plan.Found's. known: rows of earlier nights. The rows are of no shard.
+    """
+    if not succeeded:
+        return planned
+    rows = known.filter(pc.is_in(known["key"], value_set=pa.array(sorted(succeeded))))
+    blank = dict.fromkeys((*OWN_FIGURES, *INHERITED)) | {
+        "first_run": run_id,
+        "stored_bytes": 0,
+        "upscaled": False,
+        "similar_to": None,
+    }
+    rows = plan.with_columns(rows, [blank | succeeded[key] for key in rows["key"].to_pylist()])
+    rows = rows.append_column("shard", pa.array(np.full(len(rows), -1, np.int32)))
+    merged = pa.concat_tables([planned, rows.select(planned.schema.names).cast(planned.schema)])
+    return merged.take(pc.sort_indices(merged, [("key", "ascending")]))
+
+
+def reverted(rows: pa.Table, known: pa.Table) -> pa.Table:
+    """`rows` without those reopened ones whose new keeper does not serve them, nor those that belong together with one.
+
+    They stay what earlier nights decided: their bitstreams are there. rows: after `follow`.
+    """
+    before = known.filter(pc.is_in(known["key"], value_set=rows["key"].combine_chunks()))
+    before = {row["key"]: row["keeper_key"] or row["key"] for row in before.select(["key", "keeper_key"]).to_pylist()}
+    mine = rows.filter(pc.is_in(rows["key"], value_set=pa.array(sorted(before)))).select(
+        ["key", "status", "output_key"]
+    )
+    lost = {before[row["key"]] for row in mine.to_pylist() if row["status"] != "duplicate" or row["output_key"] is None}
+    back = pa.array(sorted(key for key, keeper in before.items() if keeper in lost), pa.string())
+    return rows.filter(pc.invert(pc.is_in(rows["key"], value_set=back)))

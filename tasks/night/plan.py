@@ -21,7 +21,7 @@ NEAR_DISTANCE = 7  # bits of pHash within which every pair is found and looked a
 RANKED = (
     "key", "width", "height", "format", "true_pixels", "source_bytes", "exif_bytes", "modified", "error", "status",
     "sha256", "pixel_sha256", "colour_sha256", "phash", "etag", "size", "at_source", "output_key", "output_offset",
-    "output_length", "embedding_id",
+    "output_length", "embedding_id", "psnr_source",
 )  # fmt: skip
 MEMBERS = 32  # of one keeper in one item of second looks
 BYTES_PER_PIXEL = 90  # memory that a picture takes at its worst while it is compressed
@@ -35,35 +35,48 @@ TURNED = {  # by EXIF's orientation value, as alignment.View counts turns; after
 
 
 class Answer(NamedTuple):
-    """A second look's outcome. psnr in dB; turn, box: the View of a keeper that has to be cut or turned."""
+    """A second look's outcome. psnr in dB; turn, box: the View of a keeper that has to be cut or turned; similar: no
+    copy, but much the same on the whole."""
 
     alike: bool
     psnr: float | None = None
     turn: int | None = None
     box: list[float] | None = None
+    similar: bool = False
+    ssimulacra2: float | None = None
+
+
+class Found(NamedTuple):
+    """changes: for each new row None, or what makes it a duplicate. similar: for each new row None, or the key that it
+    looks much like, without being a copy. succeeded: key -> what makes a keeper of an earlier night, and each of its
+    duplicates, a duplicate of a better picture that is new."""
+
+    changes: list[dict | None]
+    similar: list[str | None]
+    succeeded: dict[str, dict]
 
 
 Confirm = Callable[[list[tuple[dict, dict]]], list[Answer]]
 
 
-def find_duplicates(
-    new: pa.Table, known: pa.Table, dedup: str, confirm: Confirm, least: float = 1.0
-) -> list[dict | None]:
-    """For each row of `new`: None, or what makes it a duplicate (columns to set).
+def find_duplicates(new: pa.Table, known: pa.Table, dedup: str, confirm: Confirm, least: float = 1.0) -> Found:
+    """Which rows of `new` are duplicates, of one another or of what earlier nights keep (columns to set), which only
+    look alike, and which earlier keepers a better original takes the place of.
 
     new: rows of this night, status null (pictures) or `kept` (sound, but not carried by the codec: exact copies
-    only). known: rows of earlier nights that stay, status compressed or kept; they remain keepers. dedup: off,
+    only). known: rows of earlier nights that stay, `at_source` false where the object was removed since. dedup: off,
     exact or near; pixel-equal pictures are found from `exact` on; embeddings propose where rows have them, from the
     cosine `least` on. confirm: the second look, on (keeper, member) pairs. The outcome does not depend on the order
     of rows.
     """
     n = new.num_rows
     found: list[dict | None] = [None] * n
+    similar: list[str | None] = [None] * n
+    succeeded: dict[str, dict] = {}
     if dedup == "off" or not n:
-        return found
+        return Found(found, similar, succeeded)
     rows = new.select(list(RANKED)).to_pylist()
-    held = known.filter(pc.is_in(known["status"], pa.array(["compressed", "kept"])))
-    earlier = Earlier(held)
+    earlier = Earlier(known)
     standing = [i for i in range(n) if rows[i]["status"] is None or rows[i]["status"] == "kept"]
     copy_of: dict[int, int] = {}
 
@@ -95,8 +108,17 @@ def find_duplicates(
         pictures = [i for i in pictures if rows[i]["phash"]]
         vectors = vectors_of(new, np.array(pictures, np.int64))
         chosen = [rows[i] for i in pictures]
-        for i, duplicate in near_duplicates(chosen, vectors, earlier, confirm, least).items():
+        near = NearDuplicates(chosen, vectors, earlier, confirm, least)
+        for i, duplicate in near.found.items():
             found[pictures[i]] = duplicate
+        for i, other in near.similar.items():
+            similar[pictures[i]] = other
+        succeeded = near.succeeded
+        for i, duplicate in enumerate(found):  # same bytes or pixels as a keeper that has lost its place
+            if duplicate and duplicate["keeper_key"] in succeeded:
+                change = succeeded[duplicate["keeper_key"]]
+                reason = f"the same as {duplicate['keeper_key']}, which is: {change['reason']}"
+                found[i] = change | {"reason": reason}
     for i in copy_of:  # copies of what has become a copy itself belong to that one's keeper
         top = copy_of[i]
         while top in copy_of:
@@ -105,7 +127,7 @@ def find_duplicates(
             found[i] = found[top] | {"reason": f"the same as {rows[top]['key']}, which is: {found[top]['reason']}"}
         elif copy_of[i] != top:
             found[i] = made_duplicate(rows[top], rows[i], "pixel", 0)
-    return found
+    return Found(found, similar, succeeded)
 
 
 def pixels(row: dict):
@@ -116,8 +138,9 @@ def pixels(row: dict):
 class Earlier:
     """The keepers of earlier nights, found by content."""
 
-    def __init__(self, held: pa.Table):
-        self.held = held
+    def __init__(self, known: pa.Table):
+        self.held = held = known.filter(pc.is_in(known["status"], pa.array(["compressed", "kept"])))
+        self.copies = known.filter(pc.equal(known["status"], "duplicate"))
         compressed = pc.equal(held["status"], "compressed").to_numpy()
         self.order = np.argsort(~compressed, kind="stable")  # a keeper whose bitstream is here goes first
 
@@ -137,6 +160,18 @@ class Earlier:
     def row(self, place: int) -> dict:
         row = self.held.select(list(RANKED)).slice(place, 1).to_pylist()[0]
         return row | {"earlier_keeper": True}
+
+    def dependents(self, keeper: dict) -> list[dict] | None:
+        """The keeper's duplicates of earlier nights; None where it cannot lose its place.
+
+        It can where its own bitstream serves it, and it and all of its duplicates are at SOURCE still: then nothing is
+        lost if the new keeper's bitstream does not serve one of them.
+        """
+        if keeper["status"] != "compressed" or not keeper["at_source"]:
+            return None
+        own = self.copies.filter(pc.equal(self.copies["keeper_key"], keeper["key"]))
+        rows = own.select([*RANKED, "duplicate_kind"]).to_pylist()
+        return rows if all(row["at_source"] for row in rows) else None
 
     def hashed(self) -> tuple[np.ndarray, np.ndarray]:
         """(places, pHash codes) of keepers that have one; of equal codes at most FAN, compressed ones first."""
@@ -168,49 +203,105 @@ def vectors_of(table: pa.Table, among: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return places, values.reshape(len(places), -1).astype(np.float32), chosen["embedding_id"][0].as_py()
 
 
-def near_duplicates(
-    rows: list[dict], vectors: tuple, earlier: Earlier, confirm: Confirm, least: float
-) -> dict[int, dict]:
-    """Place in `rows` -> what makes it a near duplicate, by the second look at what two signals propose: pHash within
-    NEAR_DISTANCE, and embeddings (`vectors`, as vectors_of gives them) from the cosine `least` on."""
-    if not rows:
-        return {}
-    n = len(rows)
-    codes = hex_to_codes([row["phash"] for row in rows])
-    rank = [keeper_rank(row) for row in rows]
-    within = candidates(codes, rank, NEAR_DISTANCE)
-    places, known_codes = earlier.hashed()
-    i, k, d = pairs_between(codes, known_codes, NEAR_DISTANCE) if places.size else (np.empty(0, np.int64),) * 3
-    a, b, apart = embedded_pairs(vectors, earlier, n, least)
-    used = np.unique(np.concatenate([places[k], b[b >= n] - n]))  # places of the known keepers that matter
-    everyone = rows + [earlier.row(int(place)) for place in used]
-    b = np.where(b >= n, n + np.searchsorted(used, b - n), b)
-    pairs = (
-        np.concatenate([within[0], n + np.searchsorted(used, places[k]), a]),
-        np.concatenate([within[1], i, b]),
-        np.concatenate([within[2], d, apart]),
-    )
-    ranks = rank + [keeper_rank(row) for row in everyone[n:]]
-    proposed = {frozenset(pair) for pair in zip(a.tolist(), b.tolist(), strict=True)}
-    answers: dict[tuple[int, int], Answer] = {}
+class NearDuplicates:
+    """Near duplicates among `rows` and earlier keepers, by the second look at what two signals propose: pHash within
+    NEAR_DISTANCE, and embeddings (`vectors`, as vectors_of gives them) from the cosine `least` on.
 
-    def second_look(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
-        pairs = list(zip(better.tolist(), worse.tolist(), strict=True))
-        # Restore gives the keeper's colour profile: pixels that are to be seen otherwise are no copy.
-        asked = [(a, b) for a, b in pairs if everyone[a]["colour_sha256"] == everyone[b]["colour_sha256"]]
-        questions = [(everyone[a], everyone[b] | {"by_embedding": frozenset((a, b)) in proposed}) for a, b in asked]
-        answers.update(zip(asked, confirm(questions) if asked else [], strict=True))
-        return np.array([pair in answers and answers[pair].alike for pair in pairs], bool)
+    found: place in `rows` -> what makes it one; similar, succeeded: as Found's, similar by place.
+    """
 
-    keeper = choose_keepers(len(everyone), ranks, pairs, second_look)
-    found = {}
-    for member in np.flatnonzero(keeper[:n] >= 0).tolist():
-        place = int(keeper[member])
-        answer = answers[place, member]
-        apart = (int(rows[member]["phash"], 16) ^ int(everyone[place]["phash"], 16)).bit_count()
-        found[member] = made_duplicate(everyone[place], rows[member], "near", apart, answer.turn)
-        found[member] |= {"psnr_source": answer.psnr, "keeper_turn": answer.turn, "keeper_box": answer.box}
-    return found
+    def __init__(self, rows: list[dict], vectors: tuple, earlier: Earlier, confirm: Confirm, least: float):
+        self.found: dict[int, dict] = {}
+        self.similar: dict[int, str] = {}
+        self.succeeded: dict[str, dict] = {}
+        if not rows:
+            return
+        self.n, self.confirm, self.earlier = len(rows), confirm, earlier
+        codes = hex_to_codes([row["phash"] for row in rows])
+        within = candidates(codes, [keeper_rank(row) for row in rows], NEAR_DISTANCE)
+        places, known_codes = earlier.hashed()
+        i, k, d = pairs_between(codes, known_codes, NEAR_DISTANCE) if places.size else (np.empty(0, np.int64),) * 3
+        a, b, apart = embedded_pairs(vectors, earlier, self.n, least)
+        used = np.unique(np.concatenate([places[k], b[b >= self.n] - self.n]))  # places of known keepers that matter
+        self.everyone = rows + [earlier.row(int(place)) for place in used]
+        b = np.where(b >= self.n, self.n + np.searchsorted(used, b - self.n), b)
+        pairs = (
+            np.concatenate([within[0], self.n + np.searchsorted(used, places[k]), a]),
+            np.concatenate([within[1], i, b]),
+            np.concatenate([within[2], d, apart]),
+        )
+        self.proposed = {frozenset(pair) for pair in zip(a.tolist(), b.tolist(), strict=True)}
+        self.dependents: dict[int, list[dict] | None] = {}
+        self.answers: dict[tuple[int, str], Answer] = {}  # (place of the keeper, key of the member)
+        ranks = [keeper_rank(row) for row in self.everyone]
+        keeper = choose_keepers(len(self.everyone), ranks, pairs, self.second_look)
+        for member in np.flatnonzero(keeper >= 0).tolist():
+            self.settle(int(keeper[member]), member)
+        self.note_similar(keeper)
+
+    def second_look(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+        """Which pairs are copies; an earlier keeper is one only together with all of its duplicates."""
+        asked: list[tuple[int, int, list[dict]]] = []
+        for a, b in zip(better.tolist(), worse.tolist(), strict=True):
+            # Restore gives the keeper's colour profile: pixels that are to be seen otherwise are no copy.
+            if self.everyone[a]["colour_sha256"] == self.everyone[b]["colour_sha256"]:
+                members = self.members_of(b)
+                if members is not None:
+                    asked.append((a, b, members))
+        questions = [
+            (self.everyone[a], member | {"by_embedding": frozenset((a, b)) in self.proposed})
+            for a, b, members in asked
+            for member in members
+        ]
+        marks = [(a, member["key"]) for a, _, members in asked for member in members]
+        self.answers.update(zip(marks, self.confirm(questions) if questions else [], strict=True))
+        sound = {(a, b) for a, b, members in asked if all(self.answers[a, one["key"]].alike for one in members)}
+        return np.array([pair in sound for pair in zip(better.tolist(), worse.tolist(), strict=True)], bool)
+
+    def members_of(self, place: int) -> list[dict] | None:
+        """Rows that have to be copies for this one to be: itself, and an earlier keeper's near duplicates too."""
+        if place < self.n:
+            return [self.everyone[place]]
+        if place not in self.dependents:
+            self.dependents[place] = self.earlier.dependents(self.everyone[place])
+        dependents = self.dependents[place]
+        if dependents is None:
+            return None
+        return [self.everyone[place], *(row for row in dependents if row["duplicate_kind"] == "near")]
+
+    def settle(self, place: int, member: int) -> None:
+        """The columns of a member, and of an earlier keeper's duplicates with it."""
+        row = self.everyone[member]
+        change = self.near(place, row, row)
+        if member < self.n:
+            self.found[member] = change
+            return
+        self.succeeded[row["key"]] = change
+        for copy in self.dependents[member] or []:
+            asked = copy if copy["duplicate_kind"] == "near" else row  # others have the earlier keeper's own pixels
+            self.succeeded[copy["key"]] = self.near(place, asked, copy)
+
+    def near(self, place: int, asked: dict, row: dict) -> dict:
+        """What makes `row` a near duplicate, by the answer on `asked`."""
+        keeper, answer = self.everyone[place], self.answers[place, asked["key"]]
+        apart = (int(row["phash"], 16) ^ int(keeper["phash"], 16)).bit_count()
+        view = {"keeper_turn": answer.turn, "keeper_box": answer.box}
+        return made_duplicate(keeper, row, "near", apart, answer.turn) | {"psnr_source": answer.psnr} | view
+
+    def note_similar(self, keeper: np.ndarray) -> None:
+        """For new rows that stand for themselves: the best picture that they look much like."""
+        order = {row["key"]: keeper_rank(row) for row in self.everyone}
+        by_key = {row["key"]: place for place, row in enumerate(self.everyone)}
+        for (place, key), answer in self.answers.items():
+            member = by_key.get(key)
+            if answer.alike or not answer.similar or member is None:
+                continue
+            here, other = (member, place) if member < self.n else (place, member)
+            if here < self.n and keeper[here] < 0:
+                best = self.similar.get(here)
+                name = self.everyone[other]["key"]
+                if best is None or order[name] < order[best]:
+                    self.similar[here] = name
 
 
 def embedded_pairs(vectors: tuple, earlier: Earlier, n: int, least: float) -> tuple[np.ndarray, ...]:
@@ -238,7 +329,10 @@ def made_duplicate(keeper: dict, member: dict, kind: str, apart: int, turn: int 
 WORDS = {"exact": "same bytes as", "pixel": "same pixels as", "near": "looks the same as"}
 
 
-NEEDED = ("key", "etag", "at_source", "output_key", "output_offset", "output_length", "width", "height", "size")
+NEEDED = (
+    "key", "etag", "at_source", "output_key", "output_offset", "output_length", "width", "height", "size",
+    "psnr_source",
+)  # fmt: skip
 
 
 def look_items(pairs: list[tuple[dict, dict]]) -> list[dict]:

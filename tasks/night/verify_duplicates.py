@@ -65,15 +65,17 @@ def restored(night: Night, row: dict) -> Image.Image:
 
 
 def decoded(night: Night, data: bytes) -> Image.Image:
-    """A bitstream's picture; the model comes from the package, or from DEST/models where an older one is needed."""
-    from codec import decode, info
+    """The picture of stored bytes of any form; a .npi file's model comes from the package, or from DEST/models where
+    an older one is needed."""
+    from codec import info
     from codec.errors import UnknownModel
+    from tasks.forms.stored import picture_of
 
     try:
-        return decode(data, device=night.device)
+        return picture_of(data, device=night.device, max_pixels=night.max_pixels).image
     except UnknownModel:
         model = local_copy(store_of(night.dest), f"models/{info(data)['model']}.safetensors")
-        return decode(data, device=night.device, models=[str(model.parent)])
+        return picture_of(data, device=night.device, max_pixels=night.max_pixels, models=[str(model.parent)]).image
 
 
 def look(night: Night, item: dict, fetched) -> list[dict]:

@@ -9,6 +9,7 @@ import skimage.data
 from PIL import Image
 
 from tasks.duplicates import alignment
+from tasks.duplicates.agreement import Original, original_of
 from tasks.duplicates.alignment import View, find_view, given_back, seen_through
 
 FOLDER = Path(skimage.data.__file__).parent
@@ -22,7 +23,12 @@ def photograph(name):
 def as_jpeg(image, quality=85):
     out = io.BytesIO()
     image.save(out, "JPEG", quality=quality, subsampling=0)
-    return Image.open(io.BytesIO(out.getvalue())).convert("RGB")
+    return original_of(out.getvalue())
+
+
+def view_of(keeper, member):
+    """find_view of images, or of what a file gave."""
+    return find_view(*(Original(one) if isinstance(one, Image.Image) else one for one in (keeper, member)))
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +37,16 @@ def cat():
 
 
 def test_a_crop_is_found_to_the_pixel(cat):
-    view, look = find_view(cat, cat.crop(CROP))
+    view, look = view_of(cat, cat.crop(CROP))
     assert view == View(1, CROP) and look.exact
-    view, look = find_view(cat, as_jpeg(cat.crop(CROP)))
+    view, look = view_of(cat, as_jpeg(cat.crop(CROP)))
     assert view == View(1, CROP) and look.psnr > 33
 
 
 @pytest.mark.parametrize("turn", [turn for turn in alignment.TURNS if turn > 1])
 def test_every_turn_is_found(cat, turn):
-    view, look = find_view(cat, as_jpeg(alignment.turned(cat, turn)))
-    assert view.turn == turn and look.alike
+    view, look = view_of(cat, as_jpeg(alignment.turned(cat, turn)))
+    assert view.turn == turn and look.agrees
     size = alignment.turned(cat, turn).size
     assert np.abs(np.array(view.box) - (0, 0, *size)).max() < 0.5
 
@@ -49,7 +55,7 @@ def test_every_turn_is_found(cat, turn):
 def test_a_resized_mirrored_crop_is_found(cat, scale):
     part = cat.crop(CROP).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     part = part.resize([round(side * scale) for side in part.size], Image.Resampling.BICUBIC)
-    view, look = find_view(cat, as_jpeg(part, 92))
+    view, look = view_of(cat, as_jpeg(part, 92))
     assert view.turn == 2 and look.psnr > 32
     expected = (cat.width - CROP[2], CROP[1], cat.width - CROP[0], CROP[3])
     assert np.abs(np.array(view.box) - expected).max() < 1.0
@@ -58,27 +64,27 @@ def test_a_resized_mirrored_crop_is_found(cat, scale):
 def test_the_picture_inside_a_frame_comes_back_from_the_framed_one(cat):
     framed = Image.new("RGB", (cat.width + 50, cat.height + 40), "white")
     framed.paste(cat, (20, 30))
-    view, look = find_view(framed, cat)
+    view, look = view_of(framed, cat)
     assert view == View(1, (20, 30, 20 + cat.width, 30 + cat.height)) and look.exact
-    assert find_view(cat, framed) is None, "the frame is not in the keeper"
+    assert view_of(cat, framed) is None, "the frame is not in the keeper"
 
 
 def test_what_no_view_gives_back(cat):
     other = photograph("coffee.png").resize(cat.size)
-    assert find_view(cat, other) is None
-    assert find_view(cat, cat.rotate(12, Image.Resampling.BICUBIC)) is None
+    assert view_of(cat, other) is None
+    assert view_of(cat, cat.rotate(12, Image.Resampling.BICUBIC)) is None
     written_on = cat.crop(CROP)
     written_on.paste((255, 255, 255), (60, 60, 240, 120))
-    assert find_view(cat, written_on) is None
-    assert find_view(Image.new("RGB", (300, 200)), cat) is None
+    assert view_of(cat, written_on) is None
+    assert view_of(Image.new("RGB", (300, 200)), cat) is None
 
 
 def test_alpha_on_one_side_only_is_no_view(cat):
     clear = cat.copy()
     clear.putalpha(255)
-    assert find_view(clear, cat.crop(CROP)) is None
-    assert find_view(cat, clear.crop(CROP)) is None
-    assert find_view(clear, clear.crop(CROP)) is not None
+    assert view_of(clear, cat.crop(CROP)) is None
+    assert view_of(cat, clear.crop(CROP)) is None
+    assert view_of(clear, clear.crop(CROP)) is not None
 
 
 def test_given_back_by_row(cat):

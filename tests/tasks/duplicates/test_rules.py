@@ -1,27 +1,20 @@
-"""Keeper rule, groups and the second look at the pixels."""
+"""Keeper rule, groups, true resolution."""
 
-import io
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tasks.duplicates.groups import assign, candidates, choose_keepers
 from tasks.duplicates.hamming_pairs import pairs_within
-from tasks.duplicates.rules import brought_to, keeper_rank, keeper_reason, look_alike, true_pixels
+from tasks.duplicates.rules import brought_to, keeper_rank, keeper_reason, true_pixels
 
 
 def photograph(name: str) -> Image.Image:
     return Image.open(Path(skimage.data.__file__).parent / name).convert("RGB")
-
-
-def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
-    return Image.open(out).convert(image.mode)
 
 
 def row(**changes) -> dict:
@@ -40,7 +33,7 @@ def row(**changes) -> dict:
 @pytest.mark.parametrize(
     ("better", "reason"),
     [
-        ({"earlier_keeper": True, "width": 8, "height": 6}, "earlier night"),
+        ({"earlier_keeper": True, "source_bytes": 80_000, "key": "z"}, "earlier night"),
         ({"width": 1600, "height": 1200, "format": "GIF"}, "larger: 1600 × 1200 against 800 × 600"),
         ({"format": "PNG", "source_bytes": 10}, "less lossy format: PNG against JPEG"),
         ({"source_bytes": 90_001, "exif_bytes": 0}, "more bytes: 90,001 against 90,000"),
@@ -158,70 +151,19 @@ def test_wrong_pairs_and_answers_are_named():
         choose_keepers(6, list(range(6)), pairs, lambda keepers, members: np.ones(3, bool))
 
 
-@pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "coffee.png"])
-def test_copies_look_alike(name):
-    image = photograph(name)
-    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
-    for copy in (as_jpeg(image, 90), as_jpeg(image, 75), half, as_jpeg(half, 85)):
-        look = look_alike(image, copy)
-        assert look.alike and look.psnr >= 30, look
-    same = look_alike(image, image.copy())
-    assert same.exact and same.psnr == float("inf")
+def test_a_much_better_picture_goes_before_an_earlier_keeper():
+    keeper = row(earlier_keeper=True)
+    assert keeper_rank(keeper) < keeper_rank(row(source_bytes=110_000)), "a little larger file is no reason"
+    assert keeper_rank(row(source_bytes=120_000)) < keeper_rank(keeper), "a quarter more of bytes is"
+    assert keeper_rank(row(format="PNG")) < keeper_rank(keeper)
+    enlarged = row(earlier_keeper=True, true_pixels=120_000)
+    assert keeper_rank(row()) < keeper_rank(enlarged) and "finer detail" in keeper_reason(row(), enlarged)
 
 
-def test_what_is_not_a_copy():
-    image = photograph("astronaut.png")
-    written = image.copy()
-    ImageDraw.Draw(written).text((300, 60), "17:42", fill=(255, 255, 255), font_size=28)
-    look = look_alike(image, written)
-    assert look.psnr > 30 and not look.alike and "differ in the block" in look.why
-    for other in (
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-        image.crop((30, 30, 500, 500)),
-        image.rotate(3),
-        photograph("chelsea.png"),
-        image.convert("L").convert("RGB"),
-    ):
-        assert not look_alike(image, other).alike
-
-
-def test_flat_pictures_need_more():
-    random = np.random.default_rng(2)
-    grey = Image.fromarray(np.full((200, 300), 200, np.uint8))
-    tinted = Image.fromarray((np.full((200, 300), 200) + random.integers(-2, 3, (200, 300))).astype(np.uint8))
-    look = look_alike(grey, tinted)
-    assert 40 < look.psnr < 50 and not look.alike and "flat" in look.why
-    slope = np.add.outer(np.arange(200) // 20, np.arange(300) // 30) + 100
-    other = np.add.outer(np.arange(200)[::-1] // 20, np.arange(300) // 30) + 100
-    look = look_alike(Image.fromarray(slope.astype(np.uint8)), Image.fromarray(other.astype(np.uint8)))
-    assert look.psnr > 30 and not look.alike
-    assert look_alike(grey, grey.copy()).alike
-
-
-def test_alpha_and_depth_must_agree():
+def test_a_keeper_at_a_members_size_and_mode():
     image = photograph("chelsea.png")
-    clear = image.copy()
-    clear.putalpha(255)
-    holed = image.copy()
-    holed.putalpha(Image.linear_gradient("L").resize(image.size))
-    assert "alpha channel" in look_alike(image, clear).why
-    assert "alpha channels differ" in look_alike(clear, holed).why
-    assert look_alike(holed, holed.copy()).exact
-    assert "mode I;16" in look_alike(image, Image.new("I;16", image.size)).why
-
-
-def test_grey_members_are_compared_as_grey():
-    image = photograph("chelsea.png")
-    assert brought_to(image, (90, 60), "L").mode == "L"
-    assert look_alike(image, as_jpeg(image.convert("L"), 90)).alike
-
-
-def test_tiny_pictures():
-    for size in ((1, 1), (2, 1), (1, 40), (17, 16)):
-        image = Image.effect_noise(size, 60)
-        assert look_alike(image, image.copy()).exact
-        assert look_alike(photograph("coffee.png"), image).alike is False
-        assert true_pixels(image) == size[0] * size[1]
+    assert brought_to(image, (90, 60), "L").mode == "L" and brought_to(image, (90, 60), "L").size == (90, 60)
+    assert brought_to(image, image.size, "RGB") is image
 
 
 def test_true_pixels_of_an_enlargement():
@@ -230,3 +172,5 @@ def test_true_pixels_of_an_enlargement():
     assert true_pixels(image) == image.width * image.height
     assert true_pixels(double) == image.width * image.height
     assert true_pixels(Image.new("RGB", (500, 500), "white")) == 250_000
+    for size in ((1, 1), (2, 1), (1, 40), (17, 16)):
+        assert true_pixels(Image.effect_noise(size, 60)) == size[0] * size[1]

@@ -1,5 +1,8 @@
 """What becomes of duplicates once their keepers are decided."""
 
+import pyarrow as pa
+import pytest
+
 from tasks.night import keepers
 from tasks.night.catalog import CATALOG_SCHEMA, table_of
 from tasks.night.plan import Answer
@@ -36,9 +39,11 @@ def test_copies_take_their_keeper_s_place_and_measure():
 
 
 def test_what_differs_too_much_or_has_no_keeper_stands_for_itself():
-    for answer in (Answer(False, 50.0), Answer(True, 29.9), Answer(True, None)):
-        alone = follow(KEEPER, copy("near"), answers={("a", "near"): answer})["near of a"]
-        assert all(alone[name] is None for name in keepers.STANDALONE)
+    alone = follow(KEEPER, copy("near"), answers={("a", "near"): Answer(False, 50.0)})["near of a"]
+    assert {name: alone[name] for name in keepers.STANDALONE} == keepers.STANDALONE and alone["similar_to"] == "a"
+    figures = Answer(True, 29.0, ssimulacra2=61.0)
+    coarse = follow(KEEPER, copy("near"), answers={("a", "near"): figures})["near of a"]
+    assert (coarse["status"], coarse["psnr_source"], coarse["ssimulacra2"]) == ("duplicate", 29.0, 61.0)
     assert follow(copy("exact", "gone"))["exact of gone"]["status"] is None
     failed = {"key": "a", "status": "failed"}
     assert follow(failed, copy("exact"))["exact of a"]["status"] is None
@@ -56,3 +61,43 @@ def test_tonight_s_row_goes_before_an_earlier_one():
     assert follow(KEEPER, copy("exact"), known=[old])["exact of a"]["output_key"] == PLACE["output_key"]
     assert follow(copy("exact"), known=[old])["exact of a"]["output_key"] == "objects/old.pack"
     assert keepers.follow(rows(KEEPER), rows()).equals(rows(KEEPER))
+
+
+THUMB = KEEPER | {
+    "key": "thumb",
+    "output_key": "objects/old.pack",
+    "quality": 70.0,
+    "stored_bytes": 90,
+    "first_run": "1",
+}
+KNOWN = [THUMB, copy("exact", "thumb", output_key="objects/old.pack"), THUMB | {"key": "other"}]
+FULL = {"key": "full", "status": "compressed", "psnr_source": 41.0, "model": "m", **PLACE}
+
+
+def taken_up(*planned):
+    """Planned rows with `thumb` and its copy as duplicates of `full`."""
+    change = {"status": "duplicate", "keeper_key": "full", "duplicate_kind": "near", "psnr_source": 38.0}
+    table = rows(*planned)
+    table = table.append_column("shard", pa.array([0] * len(planned), pa.int32()))
+    succeeded = {"thumb": change, "exact of thumb": change}
+    return keepers.reopened(table, rows(*KNOWN), succeeded, "2")
+
+
+def test_a_succeeded_keeper_and_its_copies_become_duplicates_of_the_better_one():
+    table = taken_up(FULL)
+    assert table["key"].to_pylist() == ["exact of thumb", "full", "thumb"] and table["shard"].to_pylist() == [-1, 0, -1]
+    table = keepers.follow(table.drop_columns("shard"), rows(*KNOWN), lambda members, kept: {})
+    assert keepers.reverted(table, rows(*KNOWN)).equals(table)
+    thumb = table.to_pylist()[2]
+    assert (thumb["keeper_key"], thumb["output_key"], thumb["first_run"]) == ("full", PLACE["output_key"], "2")
+    assert (thumb["stored_bytes"], thumb["quality"], thumb["psnr_source"]) == (0, None, 38.0)
+    assert keepers.reopened(table, rows(*KNOWN), {}, "2") is table
+
+
+@pytest.mark.parametrize("full", [FULL | {"status": "kept", "output_key": None, "retry": True}, FULL])
+def test_a_keeper_stays_where_the_better_one_does_not_serve_all(full):
+    """The better one was not compressed, or its bitstream gives one of the copies back too badly."""
+    answers = {("full", "exact"): Answer(full is not FULL, 30.0)}
+    table = keepers.follow(taken_up(full).drop_columns("shard"), rows(*KNOWN), lambda members, kept: answers)
+    left = keepers.reverted(table, rows(*KNOWN))
+    assert left["key"].to_pylist() == ["full"]

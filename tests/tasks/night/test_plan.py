@@ -29,13 +29,18 @@ def no(pairs):
 
 
 def found(rows, known=(), dedup="near", confirm=yes):
-    result = plan.find_duplicates(
+    result = decided(rows, known, dedup, confirm)
+    return {one["key"]: briefly(change) for one, change in zip(rows, result.changes, strict=True)}
+
+
+def decided(rows, known=(), dedup="near", confirm=yes):
+    return plan.find_duplicates(
         table_of(list(rows), CATALOG_SCHEMA), table_of(list(known), CATALOG_SCHEMA), dedup, confirm
     )
-    return {
-        one["key"]: (change["keeper_key"], change["duplicate_kind"], change["hamming_distance"]) if change else None
-        for one, change in zip(rows, result, strict=True)
-    }
+
+
+def briefly(change):
+    return (change["keeper_key"], change["duplicate_kind"], change["hamming_distance"]) if change else None
 
 
 def far(i):
@@ -95,9 +100,62 @@ def test_copies_of_a_copy_belong_to_the_last_keeper():
 def test_keepers_of_earlier_nights_stay_keepers():
     known = [row("old", "s", "p", phash="f" * 16, status="compressed", output_key="objects/1")]
     rows = [row("new", "s", "p", true_pixels=90_000), row("pix", "t", "p", phash="f" * 16)]
-    rows += [row("near", phash="f" * 15 + "e")]
+    rows += [row("near", phash="f" * 15 + "e", source_bytes=120)]
     got = found(rows, known)
     assert got == {"new": ("old", "exact", 0), "pix": ("old", "pixel", 0), "near": ("old", "near", 1)}
+    assert decided(rows, known).succeeded == {}, "hardly better is no reason to store it anew"
+
+
+SMALL = {"phash": "f" * 16, "status": "compressed", "output_key": "objects/1"}
+COPIES = [  # of the thumbnail, found in the same earlier night
+    row("thumb copy", "s-thumb", "p-thumb", "f" * 16, status="duplicate", keeper_key="thumb", duplicate_kind="exact"),
+    row("thumb q30", phash="f" * 15 + "c", status="duplicate", keeper_key="thumb", duplicate_kind="near"),
+]
+
+
+def test_a_better_original_of_a_later_night_takes_the_keepers_place():
+    known = [row("thumb", **SMALL), *COPIES]
+    rows = [row("full", phash="f" * 15 + "e", true_pixels=40_000, width=200, height=200)]
+    rows += [row("thumb again", "s-thumb", "p-thumb", phash="f" * 16)]
+    result = decided(rows, known)
+    assert briefly(result.changes[0]) is None
+    assert briefly(result.changes[1]) == ("full", "near", 1) and "the same as thumb" in result.changes[1]["reason"]
+    assert {key: briefly(change) for key, change in result.succeeded.items()} == {
+        "thumb": ("full", "near", 1), "thumb copy": ("full", "near", 1), "thumb q30": ("full", "near", 1),
+    }  # fmt: skip
+    assert "larger: 200 × 200 against 100 × 100" in result.succeeded["thumb"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("known", "refused"),
+    [
+        ([row("thumb", **SMALL | {"at_source": False})], ()),
+        ([row("thumb", **SMALL), COPIES[1] | {"at_source": False}], ()),
+        ([row("thumb", **SMALL), *COPIES], ("thumb q30",)),
+        ([row("thumb", **SMALL)], ("thumb",)),
+        ([row("thumb", **SMALL | {"status": "kept", "output_key": None})], ()),
+    ],
+    ids=["removed", "its copy removed", "its copy is another picture", "is another picture", "kept"],
+)
+def test_what_stays_with_its_keeper_although_a_better_one_came(known, refused):
+    """Then both are stored: the better one is never given up for the thumbnail."""
+
+    def confirm(pairs):
+        return [plan.Answer(member["key"] not in refused, 35.0) for _, member in pairs]
+
+    result = decided([row("full", phash="f" * 16, true_pixels=40_000)], known, confirm=confirm)
+    assert result.changes == [None] and result.succeeded == {}
+
+
+def test_what_only_looks_alike_is_named():
+    rows = [row("a", source_bytes=300), row("b", source_bytes=200), row("c"), row("far", phash="f" * 16)]
+    result = decided(rows, confirm=lambda pairs: [plan.Answer(False, 31.0, similar=True)] * len(pairs))
+    assert result.changes == [None] * 4 and result.similar == [None, "a", "a", None]
+    result = decided(rows, confirm=no)
+    assert result.similar == [None] * 4
+    known = [row("old", status="compressed", output_key="objects/1", at_source=False, source_bytes=900)]
+    result = decided(rows, known, confirm=lambda pairs: [plan.Answer(False, 31.0, similar=True)] * len(pairs))
+    assert result.similar == ["old", "old", "old", None]
 
 
 def test_earlier_duplicates_are_no_keepers_and_compressed_ones_go_first():
@@ -174,7 +232,7 @@ def test_embeddings_propose_what_hashes_miss():
         return [plan.Answer(True, 33.0, 2, [1.0, 2.0, 30.0, 40.0])] * len(pairs)
 
     table = table_of(rows, CATALOG_SCHEMA)
-    a, b, c = plan.find_duplicates(table, CATALOG_SCHEMA.empty_table(), "near", confirm, 0.8)
+    a, b, c = plan.find_duplicates(table, CATALOG_SCHEMA.empty_table(), "near", confirm, 0.8).changes
     assert a is None and c is None and asked == [("a", "b", True)]
     assert (b["keeper_key"], b["duplicate_kind"], b["psnr_source"]) == ("a", "near", 33.0)
     assert (b["keeper_turn"], b["keeper_box"]) == (2, [1.0, 2.0, 30.0, 40.0])
@@ -186,7 +244,8 @@ def test_embeddings_of_earlier_nights_count_if_the_network_is_the_same():
     known = table_of([embedded("k", 0.0), embedded("o", 0.0, network="another")], CATALOG_SCHEMA)
     known = plan.with_columns(known, [{"status": "compressed"}] * 2)
     new = table_of([embedded("a", 0.05)], CATALOG_SCHEMA)
-    (change,) = plan.find_duplicates(new, known, "near", yes, 0.8)
+    (change,) = plan.find_duplicates(new, known, "near", yes, 0.8).changes
     assert change["keeper_key"] == "k" and "earlier night" in change["reason"]
-    (change,) = plan.find_duplicates(table_of([embedded("a", 1.0)], CATALOG_SCHEMA), known, "near", yes, 0.8)
+    apart = table_of([embedded("a", 1.0)], CATALOG_SCHEMA)
+    (change,) = plan.find_duplicates(apart, known, "near", yes, 0.8).changes
     assert change is None
