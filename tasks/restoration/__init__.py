@@ -1,6 +1,7 @@
 """Restoration: whether a picture is noisy, denoising, super-resolution; networks, their training and evaluation.
 
-`noise_sigma`, `denoise`, `remove_impulses` and `upscale` are the library's names; they load their module when first used.
+`noise_sigma`, `denoise`, `remove_impulses` and `upscale` are the library's names; each loads its module when first
+used.
 """
 
 from importlib import import_module

@@ -61,7 +61,8 @@ def examine(image: Image.Image, jpeg_quality: int | None = None) -> tuple[Decisi
         sigma = noise.sigma_of(colours)
     strength, why = _strength(colours, sigma)
     if mask is None:
-        return Decision(strength > 0, sigma, why if told == impulses.NONE else f"{why}; {told}", strength), None
+        why = why if strength or told == impulses.NONE else f"{why}; {told}"
+        return Decision(strength > 0, sigma, why, strength), None
     hit = int(mask.any(axis=2).sum())
     return Decision(True, sigma, f"{told}; {why}", strength, hit), mask
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.fft import irfft2, rfft2
 
 AGREE = 32  # largest minus smallest of eight neighbours that still are one ground
 DISAGREE = 48  # a lone sample is at least so far outside the range of its neighbours, and twice that range
@@ -163,9 +164,12 @@ def _structured(samples: np.ndarray) -> bool:
 def _strewn(lone: np.ndarray, seen: np.ndarray, centre: np.ndarray, fixed: bool) -> bool:
     """Does chance explain where bool [h, w, C] lone samples lie among those `seen`?
 
-    By cells of a grid: the index of dispersion of their counts (1 under chance, 0 for a lattice, large for clusters).
-    By brightness of the ground (`fixed` values only; others show less on some grounds): quarters that differ little.
+    By distances between them: none is frequent, as in a lattice. By cells of a grid: the index of dispersion of their
+    counts, 1 under chance, is not large; what hides some of them adds to it in proportion to the counts. By brightness
+    of the ground (`fixed` values only; others show less on some grounds): quarters that differ little.
     """
+    if _regular(lone.any(axis=2)):
+        return False
     rate = lone.sum() / max(seen.sum(), 1)
     rows, columns = (np.arange(side) * CELLS // side for side in lone.shape[:2])
     cell = (rows[:, None] * CELLS + columns)[:, :, None]
@@ -178,8 +182,6 @@ def _strewn(lone: np.ndarray, seen: np.ndarray, centre: np.ndarray, fixed: bool)
     if cells < 3:
         return lone.sum() >= FEWEST and (counts > 0).sum() >= 6
     dispersion = ((counts - expected)[full] ** 2 / expected[full]).sum() / (cells - 1)
-    if not 1 - 4 * np.sqrt(2 / (cells - 1)) < dispersion * (1.0 if cells > 12 else 2.0):
-        return False
     if dispersion > 1 + 4 * np.sqrt(2 / (cells - 1)) + 0.2 * expected[full].mean():
         return False
     if not fixed:
@@ -189,6 +191,14 @@ def _strewn(lone: np.ndarray, seen: np.ndarray, centre: np.ndarray, fixed: bool)
     quarter, hits = np.searchsorted(edges, levels), lone[seen]
     rates = [hits[quarter == q].mean() / rate for q in range(4) if (quarter == q).sum() * rate >= 10]
     return all(0.4 < r < 2.2 for r in rates)
+
+
+def _regular(places: np.ndarray) -> bool:
+    """Is one distance between bool [h, w] places met from a quarter of them, as in a lattice?"""
+    spectrum = rfft2(places.astype(np.float32))
+    met = irfft2(spectrum.real**2 + spectrum.imag**2, places.shape)
+    met[0, 0] = 0
+    return bool(met.max() > 0.25 * places.sum())
 
 
 def _kind(grounds: _Grounds, lone: np.ndarray, visible: np.ndarray, fixed: bool) -> Evidence:
@@ -331,7 +341,7 @@ def _shifted(padded: np.ndarray, y: int, x: int) -> np.ndarray:
 
 
 def fill(samples: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, C] with the samples of bool [H, W, C] `mask` replaced; all others as they were.
+    """uint8 [H, W, C] with the samples of bool [H, W, C] `mask` replaced; all others, and channels all masked, stay.
 
     First the weighted mean of the sound neighbours in 5x5 pixels (grown until there are some), then twice along the
     directions in which the surroundings change least: a mean of four directions' cubic interpolations, by weights
@@ -339,7 +349,7 @@ def fill(samples: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     result = samples.copy()
     for c in range(samples.shape[2]):
-        if mask[:, :, c].any():
+        if mask[:, :, c].any() and not mask[:, :, c].all():
             result[:, :, c][mask[:, :, c]] = _filled(samples[:, :, c], mask[:, :, c])
     return result
 
@@ -372,12 +382,11 @@ def _filled(plane: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_sound(work: np.ndarray, sound: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """float [n]: mean of the sound samples around, nearer ones weigh more; the median of all sound without any."""
+    """float [n]: mean of the sound samples around, nearer ones weigh more; without any, the median of all sound ones."""
     total, weight = np.zeros(len(rows), np.float32), np.full(len(rows), 1e-9, np.float32)
     for y in range(-3, 4):
         for x in range(-3, 4):
             near = sound[rows + y, columns + x] * np.float32(np.exp(-1.2 * (y * y + x * x)))
             total += near * work[rows + y, columns + x]
             weight += near
-    middle = np.median(work[sound > 0]) if (sound > 0).any() else 0.0
-    return np.where(weight > 1e-8, total / weight, middle)
+    return np.where(weight > 1e-8, total / weight, np.median(work[sound > 0]))

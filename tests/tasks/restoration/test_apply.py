@@ -1,4 +1,4 @@
-"""The restoration step on one picture: noise estimate, decision, filters, what must stay untouched."""
+"""The restoration step on one picture: filters, enlargers, what must stay untouched."""
 
 import numpy as np
 import pytest
@@ -21,51 +21,6 @@ def noisy(image, sigma, seed=0):
 
 def psnr(a, b):
     return 10 * np.log10(255**2 / np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2))
-
-
-@pytest.mark.parametrize("sigma", [10, 15, 25, 40])
-def test_sigma_is_estimated_within_a_tenth(cat, sigma):
-    assert restoration.noise_sigma(noisy(cat, sigma)) == pytest.approx(sigma, rel=0.1)
-    assert restoration.noise_sigma(noisy(cat.convert("L"), sigma)) == pytest.approx(sigma, rel=0.1)
-
-
-def test_clean_pictures_are_left_alone(cat):
-    for name in ("chelsea", "astronaut", "coffee", "page"):
-        image = Image.fromarray(getattr(skimage.data, name)())
-        assert not restoration.decide(image).noisy
-        assert restoration.denoise(image) is image
-
-
-def test_sigma_needs_no_clipped_blocks():
-    white = np.full((256, 256, 3), 255, np.uint8)
-    white[64:192] = np.clip(128 + np.random.default_rng(0).normal(0, 20, (128, 256, 3)), 0, 255)
-    assert restoration.noise_sigma(Image.fromarray(white)) == pytest.approx(20, rel=0.1)
-    assert restoration.noise_sigma(Image.new("RGB", (256, 256), "white")) == 0.0
-    drawn = Image.new("L", (256, 256), "white")
-    drawn.paste(Image.fromarray(skimage.data.text()).crop((0, 0, 100, 60)), (50, 50))
-    assert restoration.noise_sigma(drawn) == 0.0
-    assert restoration.decide(noisy(Image.new("L", (256, 256), "white"), 15)).noisy
-    transparent = Image.fromarray(white).convert("RGBA")
-    transparent.putalpha(0)
-    assert restoration.noise_sigma(transparent) == 0.0
-
-
-def test_decision_knows_jpeg_and_size(cat):
-    grainy = noisy(cat, 20)
-    assert restoration.decide(grainy).noisy
-    assert restoration.decide(grainy, jpeg_quality=95).noisy
-    coarse = restoration.decide(grainy, jpeg_quality=60)
-    assert not coarse.noisy and "JPEG quality 60" in coarse.why and coarse.sigma > 15
-    assert not restoration.decide(grainy.crop((0, 0, 300, 40))).noisy
-    assert not restoration.decide(grainy.quantize(16)).noisy
-    assert restoration.noise_sigma(grainy.crop((0, 0, 1, 1))) == 0.0
-
-
-def test_large_pictures_are_judged_from_a_sample_of_blocks(cat):
-    large = noisy(cat.resize((3000, 2000), Image.Resampling.BICUBIC), 12)
-    tops, lefts = restoration._block_grid(large.height, large.width)
-    assert len(tops) * len(lefts) <= restoration.MOST_BLOCKS
-    assert restoration.noise_sigma(large) == pytest.approx(12, rel=0.1)
 
 
 @pytest.mark.parametrize("method, gain", [("nlm", 4), ("gaussian", 3), ("wavelet", 3)])
