@@ -382,7 +382,7 @@ def _filled(plane: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_sound(work: np.ndarray, sound: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """float [n]: mean of the sound samples around, nearer ones weigh more; without any, the median of all sound ones."""
+    """float [n]: mean of the sound samples around, nearer ones weigh more; without any, the median of all."""
     total, weight = np.zeros(len(rows), np.float32), np.full(len(rows), 1e-9, np.float32)
     for y in range(-3, 4):
         for x in range(-3, 4):

@@ -143,6 +143,7 @@ def first(machinery, bucket, tmp_path_factory):
 
     dest = tmp_path_factory.mktemp("nights") / "dest"
     parameters = {"source": str(bucket[0]), "dest": str(dest), "target": "psnr=34", "dask": machinery}
+    parameters |= {"denoise": "auto"}
     manifest = run_night(RunSettings.from_parameters(parameters | {"shard_size": 4}))
     return dest, manifest, rows_of(dest, manifest["run_id"])
 
@@ -280,7 +281,7 @@ def test_too_far_from_the_keepers_bitstream_is_compressed_itself(night, bucket, 
 
 
 def test_a_budget_for_the_run(night, bucket, tmp_path):
-    manifest, rows = night(bucket[0], tmp_path / "dest", target=None, budget="15%", dedup="exact", denoise="off")
+    manifest, rows = night(bucket[0], tmp_path / "dest", target=None, budget="15%", dedup="exact")
     pressed = [row for row in rows.values() if row["status"] == "compressed"]
     allowed = 0.15 * sum(row["source_bytes"] for row in pressed)
     assert len(pressed) >= 4  # at the highest quality these take 19 %
