@@ -79,7 +79,7 @@ def test_prefect_yaml_parameters_are_options_of_the_run(deployment, monkeypatch)
     assert (settings.source, settings.dest, str(settings.target)) == (
         "s3://photos",
         "s3://photos-pressed",
-        "ms-ssim=0.98",
+        "ssimulacra2=80",
     )
 
 
