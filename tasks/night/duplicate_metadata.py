@@ -22,6 +22,7 @@ from tasks.night.plan import with_columns
 from tasks.night.runs import Night
 from tasks.stores.base import Store, StoreError
 
+COLUMNS = ("key", "metadata_key", "metadata_offset", "metadata_length", "metadata_sha256")
 NOWHERE = {"metadata_key": None, "metadata_offset": None, "metadata_length": None}
 
 
@@ -78,25 +79,65 @@ def read_metadata_of(dest: Store, row: dict) -> Metadata:
 def keep_metadata(dest: Store, night: Night, decided: pa.Table, known: pa.Table) -> pa.Table:
     """The decided rows, with the metadata of duplicates under DEST where it differs from their keepers'.
 
-    decided: this night's rows, placed by save_shard. known: rows of earlier nights that stay.
+    decided: this night's rows, placed by save_shard, and rows of earlier nights whose keeper is another one now; known:
+    rows of earlier nights that stay, and those as they were.
     """
     own = needs_its_own(decided, known)
-    changes: list[dict | None] = [None] * len(decided)
-    for place in np.flatnonzero(pc.is_valid(decided["metadata_key"]).to_numpy()).tolist():
-        changes[place] = dict(NOWHERE)
-    by_shard: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-    columns = decided.select(["metadata_key", "metadata_offset", "metadata_length"]).take(pa.array(own)).to_pylist()
-    for place, row in zip(own.tolist(), columns, strict=True):
-        by_shard[row["metadata_key"]].append((place, row["metadata_offset"], row["metadata_length"]))
-    for work_key, slices in sorted(by_shard.items()):
-        held = dest.read(work_key)
-        data = b"".join(held[offset : offset + length] for _, offset, length in slices)
+    keys = decided["metadata_key"].to_pylist()
+    at_work = f"{night.folder}work/"
+    changes: list[dict | None] = [dict(NOWHERE) if key and key.startswith(at_work) else None for key in keys]
+    by_place: dict[str, list[int]] = defaultdict(list)
+    for place in own.tolist():
+        if keys[place] is None or keys[place].startswith(at_work):  # else it is under objects/ from an earlier night
+            by_place[keys[place] or ""].append(place)
+    for work_key, places in sorted(by_place.items()):
+        rows = decided.select(COLUMNS).take(pa.array(places)).to_pylist()
+        packed = _from_work(dest, work_key, rows) if work_key else _from_bitstreams(dest, rows, known)
+        data = b"".join(packed)
         key, offset = f"objects/{night.run_id}/metadata-{hashlib.sha256(data).hexdigest()[:32]}.bin", 0
         dest.write(key, data, content_type="application/octet-stream")
-        for place, _, length in slices:
-            changes[place] = {"metadata_key": key, "metadata_offset": offset, "metadata_length": length}
-            offset += length
+        for place, part in zip(places, packed, strict=True):
+            changes[place] = {"metadata_key": key, "metadata_offset": offset, "metadata_length": len(part)}
+            offset += len(part)
     return with_columns(decided, changes)
+
+
+def _from_work(dest: Store, key: str, rows: list[dict]) -> list[bytes]:
+    """Slices of what save_shard wrote."""
+    held = dest.read(key)
+    return [held[row["metadata_offset"] : row["metadata_offset"] + row["metadata_length"]] for row in rows]
+
+
+def _from_bitstreams(dest: Store, rows: list[dict], known: pa.Table) -> list[bytes]:
+    """What rows of earlier nights said in the bitstream that was theirs, or that of a keeper that said the same."""
+    wanted = pa.array([row["key"] for row in rows], pa.string())
+    before = {row["key"]: row for row in known.filter(pc.is_in(known["key"], value_set=wanted)).to_pylist()}
+    packed = []
+    for row in rows:
+        was = before[row["key"]]
+        data = dest.read_range(was["output_key"], was["output_offset"] or 0, was["output_length"])
+        metadata = said_in(data)
+        if metadata_hash(metadata) != row["metadata_sha256"]:
+            raise StoreError(f"{was['output_key']} under DEST does not say any more what {row['key']} said")
+        packed.append(zlib.compress(metadata.to_bytes(), 6))
+    return packed
+
+
+def said_in(data: bytes) -> Metadata:
+    """The metadata in stored bytes of any form, without decoding pixels where that can be helped. Raises StoreError."""
+    from codec.bitstream import container
+    from codec.errors import CodecError
+    from codec.pictures.errors import PictureError
+    from codec.pictures.files import open_picture
+    from tasks.forms.choose import FORMS, form_of
+
+    form = FORMS.get(form_of(data) or "")
+    try:
+        if form is None:
+            return container.read(data, max_pixels=container.MAX_SIDE**2).metadata
+        return open_picture(form.decode(data), container.MAX_SIDE**2, checked=False).metadata
+    except (CodecError, PictureError, ValueError) as error:
+        raise StoreError(f"the metadata of an earlier night's keeper cannot be read: {error}") from error
 
 
 def needs_its_own(decided: pa.Table, known: pa.Table) -> np.ndarray:

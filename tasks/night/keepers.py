@@ -106,7 +106,7 @@ def reverted(rows: pa.Table, known: pa.Table) -> pa.Table:
     """
     before = known.filter(pc.is_in(known["key"], value_set=rows["key"].combine_chunks()))
     before = {row["key"]: row["keeper_key"] or row["key"] for row in before.select(["key", "keeper_key"]).to_pylist()}
-    mine = rows.filter(pc.is_in(rows["key"], value_set=pa.array(sorted(before)))).select(
+    mine = rows.filter(pc.is_in(rows["key"], value_set=pa.array(sorted(before), pa.string()))).select(
         ["key", "status", "output_key"]
     )
     lost = {before[row["key"]] for row in mine.to_pylist() if row["status"] != "duplicate" or row["output_key"] is None}
