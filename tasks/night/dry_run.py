@@ -39,12 +39,23 @@ from tasks.report.words import duration, money, readable, share, size
 SAMPLE = 120  # objects looked at unless told otherwise
 NOMINAL = 50.0  # quality at which a budgeted night's pictures are judged
 AHEAD = 4  # objects being read while one is measured
+TARGETS = (70.0, 80.0, 85.0, 90.0)  # SSIMULACRA2: what else the night might be asked for
 PACKED_BELOW = 128 * 1024  # bitstreams under this share an object, one per shard
 
 
 @dataclass(frozen=True)
+class AtTarget:
+    """What a night of another target would do with one object. `stored_bytes` 0 unless compressed."""
+
+    stored_bytes: int
+    compressed: bool
+    worst_tile: float | None
+
+
+@dataclass(frozen=True)
 class Measured:
-    """What the night would do with one object. `stored_bytes` 0 unless compressed; seconds on one core."""
+    """What the night would do with one object. `stored_bytes` 0 unless compressed; seconds on one core, of the night's
+    own target; `at_targets` in the order of TARGETS, empty where no target is asked for or nothing depends on it."""
 
     status: str
     stored_bytes: int
@@ -53,6 +64,19 @@ class Measured:
     reason: str | None = None
     psnr: float | None = None
     ms_ssim: float | None = None
+    ssimulacra2: float | None = None
+    at_targets: tuple[AtTarget, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetEstimate:
+    """The bucket at one of TARGETS. `compressed`: objects; `worst_tile`: the lowest of the sample."""
+
+    target: float
+    stored_bytes: Interval
+    saved_bytes: Interval
+    compressed: Interval
+    worst_tile: float | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,8 @@ class Estimate:
     run_dollars: float
     psnr: float | None  # mean over the sample's compressed pictures
     ms_ssim: float | None
+    ssimulacra2: float | None
+    targets: list[TargetEstimate]  # empty under a budget
     reasons: dict[str, int]  # of the sample's objects that are not compressed
     sampling_seconds: float
 
@@ -125,13 +151,23 @@ def foretell(
 
     def measure(info, data: bytes) -> Measured:
         row = blank | fingerprint.inspect_object(night, item_of(info), (data, ObjectHead(**item_of(info)))).row
+        targets = ()
         if row["status"] is None:
-            row = compress.compress_object(night, row, data).row
+            before, row = row, compress.compress_object(night, row, data).row
+            targets = () if budgeted else tuple(at_target(before, data, row, value) for value in TARGETS)
         if budget_percent is not None and row["status"] == "compressed":
             row["stored_bytes"] = round(info.size * budget_percent / 100)
         pixels = (row["width"] or 0) * (row["height"] or 0)
-        figures = (None, None) if budgeted else (row["psnr"], row["ms_ssim"])
-        return Measured(row["status"], row["stored_bytes"], row["seconds"], pixels, row["reason"], *figures)
+        figures = (None,) * 3 if budgeted else (row["psnr"], row["ms_ssim"], row["ssimulacra2"])
+        return Measured(row["status"], row["stored_bytes"], row["seconds"], pixels, row["reason"], *figures, targets)
+
+    def at_target(before: dict, data: bytes, own: dict, value: float) -> AtTarget:
+        if (night.metric, night.target) == ("ssimulacra2", value):
+            row = own
+        else:
+            asked = replace(night, quality=None, metric="ssimulacra2", target=value)
+            row = compress.compress_object(asked, dict(before), data).row
+        return AtTarget(row["stored_bytes"], row["status"] == "compressed", row["worst_tile"])
 
     result = estimate(
         infos, read, measure, sample=sample, workers=workers, shard_size=shard_size, region=region, patience=patience,
@@ -270,6 +306,23 @@ class Looked:
         copies = sum(content.copies - 1 for content in self.contents)
         return counts | {"duplicate": Interval(copies, copies, copies)}
 
+    def targets(self) -> list[TargetEstimate]:
+        """The bucket at each of TARGETS, where the sample was measured at them."""
+        if not any(result.at_targets for result in self.results):
+            return []
+        return [self.at_target(number, value) for number, value in enumerate(TARGETS)]
+
+    def at_target(self, number: int, value: float) -> TargetEstimate:
+        fixed = [AtTarget(r.stored_bytes, r.status == "compressed", None) for r in self.results]
+        each = [r.at_targets[number] if r.at_targets else f for r, f in zip(self.results, fixed, strict=True)]
+        safe = np.array([one.compressed for one in each])
+        held = self.over(np.array([one.stored_bytes for one in each], float), self.one_copy)
+        remaining = self.over(np.where(safe, 0.0, self.all_bytes[self.chosen]), self.all_bytes)
+        compressed = self.over(safe.astype(float), np.ones(len(self.contents)))
+        tiles = [one.worst_tile for one in each if one.worst_tile is not None]
+        saved = interval(self.all_bytes.sum() - held - remaining)
+        return TargetEstimate(value, interval(held), saved, interval(compressed), min(tiles, default=None))
+
     def run_dollars(self, price: dict, pictures: float, shard_size: int) -> float:
         """What the night's requests cost: each object read, each bitstream read again; packs and large ones written."""
         large = self.over((self.stored >= PACKED_BELOW).astype(float), np.ones(len(self.contents)))[0]
@@ -310,6 +363,8 @@ class Looked:
             run_dollars=self.run_dollars(price, counts["compressed"].value, shard_size),
             psnr=mean([result.psnr for result in compressed]),
             ms_ssim=mean([result.ms_ssim for result in compressed]),
+            ssimulacra2=mean([result.ssimulacra2 for result in compressed]),
+            targets=self.targets(),
             reasons=grouped([r.reason or r.status for r in self.results if r.status != "compressed"]),
             sampling_seconds=time.monotonic() - begun,
         )
@@ -338,6 +393,19 @@ def mean(values: list[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
+def target_lines(result: Estimate) -> list[str]:
+    """What other targets would save, so that one is chosen with open eyes."""
+    head = f"  {'SSIMULACRA2 at least':<22}{'saved':>8}{'stored':>12}{'compressed':>12}{'worst tile':>12}"
+    lines = ["By target (70 high, 80 very high, 90 visually lossless):", head]
+    for one in result.targets:
+        tile = "" if one.worst_tile is None else f"{one.worst_tile:.2f}"
+        lines.append(
+            f"  {one.target:<22g}{share(one.saved_bytes.value, result.source_bytes):>8}"
+            f"{size(one.stored_bytes.value):>12}{one.compressed.value:>12,.0f}{tile:>12}"
+        )
+    return lines
+
+
 def text(result: Estimate) -> str:
     """The estimate for the terminal."""
 
@@ -364,8 +432,9 @@ def text(result: Estimate) -> str:
         if given.value or given.high:
             lines.append(f"  {status:<17} {between(given, lambda n: f'{n:,.0f}')} objects")
     if result.psnr is not None:
+        seen = "" if result.ssimulacra2 is None else f"SSIMULACRA2 {result.ssimulacra2:.1f}, "
         similar = "" if result.ms_ssim is None else f", MS-SSIM {result.ms_ssim:.4f}"
-        lines.append(f"  quality           PSNR {result.psnr:.2f} dB{similar} (mean of the sample's pictures)")
+        lines.append(f"  quality           {seen}PSNR {result.psnr:.2f} dB{similar} (mean of the sample's pictures)")
     lines += [
         "",
         f"  time              {between(result.wall_seconds, duration)} with {result.workers} workers",
@@ -374,6 +443,8 @@ def text(result: Estimate) -> str:
         f"  saves             {between(result.dollars_saved, money)} a month",
         f"  requests          {money(result.run_dollars)} once",
     ]
+    if result.targets:
+        lines += ["", *target_lines(result)]
     if result.reasons:
         lines += ["", "Not compressed in the sample:"]
         lines += [f"  {count:>4}  {readable(why, 100)}" for why, count in list(result.reasons.items())[:8]]

@@ -1,5 +1,6 @@
 """The dry run's sample: strata, allocation, and intervals that hold the truth as often as they say."""
 
+import dataclasses
 import hashlib
 import lzma
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tasks.night import dry_run, sampling
-from tasks.night.dry_run import Measured, estimate
+from tasks.night.dry_run import AtTarget, Measured, estimate
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -130,6 +131,31 @@ def test_what_was_looked_at_when_patience_ends_has_to_do():
         part = estimate(infos, lambda info: b"", slow, sample=200, patience=60.0)
     assert part.sampled == 71
     assert abs(part.saved_bytes.value / saved - 1) < 0.25 and part.saved_bytes.low < saved < part.saved_bytes.high
+
+
+def test_other_targets_are_foretold_beside_the_nights_own():
+    infos = bucket(40)
+
+    def measure(info, data):
+        own = pretend(info, data)
+        if own.status != "compressed":
+            return own
+        rungs = [AtTarget(own.stored_bytes // 2, True, 0.6), AtTarget(own.stored_bytes, True, 0.7)]
+        rungs += [AtTarget(2 * own.stored_bytes, True, 0.8), AtTarget(0, False, None)]
+        return dataclasses.replace(own, at_targets=tuple(rungs))
+
+    result = estimate(infos, lambda info: b"", measure, sample=100)
+    lowest, own, finer, none = result.targets
+    assert [one.target for one in result.targets] == list(dry_run.TARGETS)
+    assert (own.stored_bytes, own.saved_bytes) == (result.stored_bytes, result.saved_bytes)
+    assert own.compressed.value == pytest.approx(result.counts["compressed"].value)
+    assert lowest.stored_bytes.value == pytest.approx(own.stored_bytes.value / 2, rel=1e-3)
+    assert finer.saved_bytes.value == pytest.approx(own.saved_bytes.value - own.stored_bytes.value)
+    assert (
+        none.compressed.value == 0 and none.worst_tile is None and (lowest.worst_tile, finer.worst_tile) == (0.6, 0.8)
+    )
+    words = dry_run.text(result)
+    assert "By target (70 high, 80 very high, 90 visually lossless)" in words and words.count("0.70") == 1
 
 
 def test_reasons_that_differ_in_figures_are_one():
