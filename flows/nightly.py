@@ -63,7 +63,7 @@ def nightly(
     fresh: bool = False,
     strict: bool = False,
 ) -> dict:
-    """One night: SOURCE pressed into DEST. Parameters are the options of `nightpress run`; returns the manifest."""
+    """One night over SOURCE, into DEST. Parameters are the options of `nightpress run`; returns the manifest."""
     settings = RunSettings.from_parameters(dict(locals()), "the flow's parameters")
     store, origin = open_store(settings.dest), open_store(settings.source)
     lease = Lease(store, "a run that is just starting", on_wait=say_waiting)

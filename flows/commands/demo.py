@@ -20,7 +20,7 @@ def register(subparsers) -> None:
         "demo",
         help="the whole job on a small bucket of photographs, nothing needed",
         description="Start an S3 server on the loopback interface, fill a bucket with photographs (and copies, noise, "
-        "odd and broken files), press it, show the report; then a second night over the unchanged bucket. Nothing "
+        "odd and broken files), compress it, show the report; then a second night over the unchanged bucket. Nothing "
         "leaves the machine; the report's page stays.",
         epilog="Example: nightpress demo --out ~/nightpress-demo",
     )

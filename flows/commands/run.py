@@ -12,8 +12,8 @@ def register(subparsers) -> None:
     command = subparsers.add_parser(
         "run",
         help="the nightly job: deduplicate, restore, compress, verify, report",
-        description="Press the pictures of SOURCE into DEST. SOURCE is only read. A run that was killed goes on where "
-        "it stopped when the same command is given again; a later run does only what is new or changed.",
+        description="Compress the pictures of SOURCE into DEST. SOURCE is only read. A run that was killed goes on "
+        "where it stopped when the same command is given again; a later run does only what is new or changed.",
         epilog="Example: nightpress run s3://photos s3://photos-pressed --target ssimulacra2=85 --deadline 06:00",
     )
     add_arguments(command)

@@ -73,7 +73,7 @@ def watch_the_clock(name: str, cron: str, zone: str, parameters: dict, url: str)
         name,
         schedule=schedule,
         parameters=parameters,
-        description=f"Press {parameters['source']} into {parameters['dest']}",
+        description=f"Compress {parameters['source']} into {parameters['dest']}",
         tags=["nightpress"],
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         entrypoint_type=EntrypointType.MODULE_PATH,

@@ -70,8 +70,8 @@ def check_state(state: pa.Table) -> None:
     if pc.any(lonely).as_py():
         key = duplicates.filter(lonely)["key"][0].as_py()
         raise Incomplete(f"the duplicate {key!r} has no keeper in the state: this is a bug, nothing was committed")
-    pressed = state.filter(pc.equal(state["status"], "compressed"))
-    if pressed["output_key"].null_count:
+    compressed = state.filter(pc.equal(state["status"], "compressed"))
+    if compressed["output_key"].null_count:
         raise Incomplete("a compressed row names no bitstream: this is a bug, nothing was committed")
 
 

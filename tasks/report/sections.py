@@ -176,16 +176,16 @@ def group_table(groups: list[savings.Group], head: str, what: str) -> dict:
 
 def quality(table: pa.Table, manifest: dict, worst_keys: set[str]) -> dict | None:
     """Size against quality as points, the measures as histograms; None where nothing was measured."""
-    pressed = with_status(table, "compressed")
+    compressed = with_status(table, "compressed")
     names = ("bpp", "psnr", "ms_ssim", "ssimulacra2")
-    bpp, psnr, ms_ssim, seen = (pc.fill_null(pressed[name], math.nan).to_numpy() for name in names)
+    bpp, psnr, ms_ssim, seen = (pc.fill_null(compressed[name], math.nan).to_numpy() for name in names)
     usable = np.flatnonzero(np.isfinite(bpp) & np.isfinite(psnr) & (bpp > 0))
     if not len(usable):
         return None
-    is_worst = pc.is_in(pressed["key"], value_set=pa.array(sorted(worst_keys), pa.string())).to_numpy()
+    is_worst = pc.is_in(compressed["key"], value_set=pa.array(sorted(worst_keys), pa.string())).to_numpy()
     chosen = drawn_points(usable, is_worst)
     low = is_worst[chosen]
-    titles = point_titles(pressed, chosen)
+    titles = point_titles(compressed, chosen)
     return {
         "words": summary.quality_words(summary.quality(table)),
         "scatter": Markup(
@@ -208,11 +208,11 @@ def drawn_points(usable: np.ndarray, is_worst: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate([marked, np.random.default_rng(0).choice(others, POINTS - len(marked), False)]))
 
 
-def point_titles(pressed: pa.Table, chosen: np.ndarray) -> list[str]:
+def point_titles(compressed: pa.Table, chosen: np.ndarray) -> list[str]:
     """What a point's tooltip says: key, measures, sizes."""
     names = ("key", "width", "height", "source_bytes", "output_length", "stored_bytes", "quality", "denoised", "bpp")
     measures = ("psnr", "ms_ssim", "ssimulacra2", "worst_tile")
-    rows = pressed.select([*names, *measures]).take(pa.array(chosen)).to_pylist()
+    rows = compressed.select([*names, *measures]).take(pa.array(chosen)).to_pylist()
     return [
         f"{readable(row['key'], 70)}\n{row['bpp']:.3f} bpp, {row['psnr']:.2f} dB"
         + (f", SSIMULACRA2 {row['ssimulacra2']:.1f}" if row["ssimulacra2"] is not None else "")
@@ -249,13 +249,13 @@ def histograms(measures: dict[str, np.ndarray], manifest: dict) -> list[dict]:
 
 def worst_rows(table: pa.Table, n: int = WORST) -> list[dict]:
     """The n compressed rows whose worst tile kept least of its own structure, worst first, then by PSNR and key."""
-    pressed = with_status(table, "compressed")
-    pressed = pressed.filter(pc.is_finite(pc.fill_null(pressed["psnr"], math.inf)))
-    worst_tile = pc.fill_null(pressed["worst_tile"], 1.0)
-    ranked = pressed.set_column(pressed.schema.get_field_index("worst_tile"), "worst_tile", worst_tile)
+    compressed = with_status(table, "compressed")
+    compressed = compressed.filter(pc.is_finite(pc.fill_null(compressed["psnr"], math.inf)))
+    worst_tile = pc.fill_null(compressed["worst_tile"], 1.0)
+    ranked = compressed.set_column(compressed.schema.get_field_index("worst_tile"), "worst_tile", worst_tile)
     by = [("worst_tile", "ascending"), ("psnr", "ascending"), ("key", "ascending")]
     order = pc.select_k_unstable(ranked, k=n, sort_keys=by)
-    return pressed.take(order).to_pylist()
+    return compressed.take(order).to_pylist()
 
 
 def worst(rows: list[dict], total: int, album: Album) -> dict | None:

@@ -57,11 +57,11 @@ def _numbers(table: pa.Table, name: str) -> np.ndarray:
 
 def quality(table: pa.Table) -> Quality:
     """How good the compressed pictures are, as measured on their decoded bitstreams."""
-    pressed = table.filter(pc.equal(table["status"], "compressed"))
-    psnr, ms_ssim = _numbers(pressed, "psnr"), _numbers(pressed, "ms_ssim")
+    compressed = table.filter(pc.equal(table["status"], "compressed"))
+    psnr, ms_ssim = _numbers(compressed, "psnr"), _numbers(compressed, "ms_ssim")
     measured, exact = int((~np.isnan(psnr)).sum()), int(np.isinf(psnr).sum())
     psnr, ms_ssim = psnr[np.isfinite(psnr)], ms_ssim[np.isfinite(ms_ssim)]
-    seen, tiles = _numbers(pressed, "ssimulacra2"), _numbers(pressed, "worst_tile")
+    seen, tiles = _numbers(compressed, "ssimulacra2"), _numbers(compressed, "worst_tile")
     weakest = int(np.nanargmin(tiles)) if np.isfinite(tiles).any() else None
 
     def three(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
@@ -81,7 +81,7 @@ def quality(table: pa.Table) -> Quality:
         *three(ms_ssim),
         *three(seen[np.isfinite(seen)]),
         None if weakest is None else float(tiles[weakest]),
-        None if weakest is None else pressed["key"][weakest].as_py(),
+        None if weakest is None else compressed["key"][weakest].as_py(),
         None if worst is None else float(restored[worst]),
         None if worst is None else near["key"][worst].as_py(),
     )
@@ -119,9 +119,9 @@ def proofs(table: pa.Table, manifest: dict | None = None) -> list[tuple[bool, st
     """
     removed = (manifest or {}).get("removed_at_source") or {}
     figures = savings.totals(table)
-    pressed = table.filter(pc.equal(table["status"], "compressed"))
-    measured = len(pressed) - pc.sum(pc.is_null(pressed["psnr"])).as_py() if len(pressed) else 0
-    placed = len(pressed) - pc.sum(pc.is_null(pressed["output_key"])).as_py() if len(pressed) else 0
+    compressed = table.filter(pc.equal(table["status"], "compressed"))
+    measured = len(compressed) - pc.sum(pc.is_null(compressed["psnr"])).as_py() if len(compressed) else 0
+    placed = len(compressed) - pc.sum(pc.is_null(compressed["output_key"])).as_py() if len(compressed) else 0
     copies = table.filter(pc.equal(table["status"], "duplicate"))
     keepers = table.filter(pc.is_in(table["status"], pa.array(["compressed", "kept"])))["key"]
     safe = pc.is_in(copies["keeper_key"], value_set=keepers.combine_chunks())
@@ -133,8 +133,8 @@ def proofs(table: pa.Table, manifest: dict | None = None) -> list[tuple[bool, st
     result = [
         (total == table.num_rows, f"All {table.num_rows:,} objects are accounted for, one row each."),
         (
-            measured == placed == len(pressed),
-            f"{measured:,} of {len(pressed):,} bitstreams were decoded again from their bytes and measured before "
+            measured == placed == len(compressed),
+            f"{measured:,} of {len(compressed):,} bitstreams were decoded again from their bytes and measured before "
             f"they were stored{lowest_words(quality(table))}.",
         ),
     ]
