@@ -297,8 +297,7 @@ def bill(
     (kilobytes), and requests of anybody else. Raises UnknownPrice.
     """
     region = region or manifest.get("region") or "us-east-1"
-    book, dest_rules = prices(), tariff(region, dest_class)
-    list_price = tariff(region, "STANDARD")["put"]  # a bucket is listed at STANDARD's price
+    book = prices()
     source, safe = _integers(table, "source_bytes"), _safe(table)
     found = _classes(table, storage_class)
     unpriced = () if storage_class else tuple(name for name in found if name not in book["regions"][region]["prices"])
@@ -312,19 +311,8 @@ def bill(
     staying = [(source[mask & ~safe], name) for name, mask in classes.values()]
     before, before_bare = storage([*there, (gone, storage_class or "STANDARD")], region)
     dest, dest_bare = storage(held, region)
-
-    def listing(objects: int) -> float:
-        return max(1, math.ceil(objects / LIST_PAGE)) * list_price / 1000 * NIGHTS
-
-    fresh = pc.fill_null(pc.equal(table["first_run"], manifest.get("run_id", "")), True).to_numpy()
-    looked_again = pc.or_kleene(pc.equal(table["status"], "compressed"), pc.equal(table["duplicate_kind"], "near"))
-    again = fresh & pc.fill_null(looked_again, False).to_numpy()
-    puts = len(stored_sizes(table.filter(pa.array(fresh))))
-    once = puts * dest_rules["put"] / 1000
-    for name, mask in classes.values():
-        rules = tariff(region, name)
-        once += int((fresh & mask).sum() + (again & mask).sum()) * rules["get"] / 1000
-        once += float(source[fresh & mask].sum() + source[again & mask].sum()) / GB * rules["retrieval"]
+    listing, listing_after = (listing_dollars(n, region) for n in (table.num_rows, int((~safe).sum())))
+    requests, gets, puts = run_requests(table, manifest, list(classes.values()), region, dest_class)
     return Bill(
         region=region,
         originals={name: int(mask.sum()) for name, mask in found.items()},
@@ -334,19 +322,44 @@ def bill(
         prices_as_of=book["as_of"],
         prices_source=book["source"],
         before=before,
-        now=storage(there + held, region)[0] + listing(table.num_rows),
-        after=storage(staying + held, region)[0] + listing(int((~safe).sum())),
+        now=storage(there + held, region)[0] + listing,
+        after=storage(staying + held, region)[0] + listing_after,
         dest=dest,
-        listing=listing(table.num_rows),
-        listing_after=listing(int((~safe).sum())),
+        listing=listing,
+        listing_after=listing_after,
         source_padding=before - before_bare,
         dest_padding=dest - dest_bare,
-        run_requests=once,
-        gets=int(fresh.sum() + again.sum()),
+        run_requests=requests,
+        gets=gets,
         puts=puts,
         minimum_days=max(tariff(region, name)["minimum_days"] for name, _ in classes.values()),
         removed_objects=len(gone),
     )
+
+
+def listing_dollars(objects: int, region: str) -> float:
+    """A month's nightly listings; a bucket is listed at STANDARD's price whatever lies in it."""
+    return max(1, math.ceil(objects / LIST_PAGE)) * tariff(region, "STANDARD")["put"] / 1000 * NIGHTS
+
+
+def run_requests(
+    table: pa.Table, manifest: dict, classes: list[tuple[str, np.ndarray]], region: str, dest_class: str
+) -> tuple[float, int, int]:
+    """(dollars, GETs, PUTs) of this run alone. classes: (storage class, bool[n] of the originals in it).
+
+    Every object that was decided in it is read once to look at it and, where it was compressed or compared, once more.
+    """
+    source = _integers(table, "source_bytes")
+    fresh = pc.fill_null(pc.equal(table["first_run"], manifest.get("run_id", "")), True).to_numpy()
+    looked_again = pc.or_kleene(pc.equal(table["status"], "compressed"), pc.equal(table["duplicate_kind"], "near"))
+    again = fresh & pc.fill_null(looked_again, False).to_numpy()
+    puts = len(stored_sizes(table.filter(pa.array(fresh))))
+    dollars = puts * tariff(region, dest_class)["put"] / 1000
+    for name, mask in classes:
+        rules = tariff(region, name)
+        dollars += int((fresh & mask).sum() + (again & mask).sum()) * rules["get"] / 1000
+        dollars += float(source[fresh & mask].sum() + source[again & mask].sum()) / GB * rules["retrieval"]
+    return dollars, int(fresh.sum() + again.sum()), puts
 
 
 def bills_by_class(table: pa.Table, manifest: dict, *, region: str | None = None) -> list[Bill]:
