@@ -27,11 +27,23 @@ def cosine(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
 
 
+def checkpoint(out: Path, device: str, facts: dict) -> dict | None:
+    """What a training in that folder left: trunk.pt, or else state.pt. Raises ValueError where its facts are others."""
+    path = next((path for path in (out / "trunk.pt", out / "state.pt") if path.exists()), None)
+    if path is None:
+        return None
+    saved = torch.load(path, weights_only=True, map_location=device)
+    theirs = {name: saved["facts"].get(name) for name in facts}
+    if theirs != facts:
+        raise ValueError(f"{path} is of {theirs}, not of {facts}: resume with the same, or in another folder")
+    return saved
+
+
 class Loop:
     """One training in the folder `out`: log.jsonl, state.pt every five minutes, trunk.pt where `branch` says so.
 
     minutes: how long; steps: how many instead, whatever the machine's pace. The .pt files are its own; it loads them
-    with weights_only. optimiser: of state_dict and load_state_dict. facts: what must be the same where one is resumed.
+    with weights_only. optimiser: of state_dict and load_state_dict. facts: what says of which training a checkpoint is.
     """
 
     def __init__(
@@ -50,23 +62,13 @@ class Loop:
         """From the weights as they are."""
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
-    def resume(self, device: str) -> bool:
-        """Goes on from trunk.pt, or else state.pt, if there is one. Raises ValueError for a checkpoint of another
-        training."""
-        found = [path for path in (self.out / "trunk.pt", self.out / "state.pt") if path.exists()]
-        if not found:
-            return False
-        saved = torch.load(found[0], weights_only=True, map_location=device)
-        if saved["facts"] != self.facts:
-            raise ValueError(
-                f"{found[0]} is of {saved['facts']}, not of {self.facts}: resume with the same, or in another folder"
-            )
+    def go_on(self, saved: dict) -> None:
+        """From a checkpoint."""
         self.network.load_state_dict(saved["network"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.average, self.step, self.past = saved["average"], saved["step"], saved["seconds"]
         self.first = self.step
-        self.say(f"going on from {found[0]} at step {self.step}")
-        return True
+        self.say(f"going on from step {self.step}")
 
     @property
     def seconds(self) -> float:

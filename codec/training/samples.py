@@ -34,7 +34,7 @@ def load_pictures(folders: list[Path], smallest: int) -> list[np.ndarray]:
         return picture if min(picture.shape[:2]) >= smallest else None
 
     with ThreadPoolExecutor() as pool:
-        read_pictures = pool.map(read, [path for path, held in picture_files(folders) if not held])
+        read_pictures = pool.map(read, [path for path, _, held in picture_files(folders) if not held])
         pictures = [picture for picture in read_pictures if picture is not None]
     if not pictures:
         raise FileNotFoundError(f"no picture of at least {smallest} pixels a side in {', '.join(map(str, folders))}")

@@ -16,8 +16,8 @@ def held_out(original: str) -> bool:
     return hashlib.sha256(original.encode()).digest()[0] < 37
 
 
-def picture_files(folders: list[Path]) -> list[tuple[Path, bool]]:
-    """(file, held out) of every picture below the folders, sorted by path."""
+def picture_files(folders: list[Path]) -> list[tuple[Path, str, bool]]:
+    """(file, name of its original, held out) of every picture below the folders, sorted by path."""
     originals: dict[Path, str] = {}
     files: list[Path] = []
     for folder in map(Path, folders):
@@ -27,4 +27,7 @@ def picture_files(folders: list[Path]) -> list[tuple[Path, bool]]:
                     if row.get("file") and row.get("original"):
                         originals[index.parent / row["file"]] = row["original"]
         files += (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-    return [(path, path in originals and held_out(originals[path])) for path in sorted(files)]
+    return [
+        (path, originals.get(path, str(path)), path in originals and held_out(originals[path]))
+        for path in sorted(files)
+    ]

@@ -31,7 +31,7 @@ from codec.network.night_codec import NightCodec
 from codec.training.cuda_graph import Recorded
 from codec.training.device_crops import DeviceCrops
 from codec.training.export import export, measure_steps
-from codec.training.loop import Loop, Means, cosine
+from codec.training.loop import Loop, Means, checkpoint, cosine
 from codec.training.muon import Optimiser, clipped
 from codec.training.samples import PAGES, REDUCED, SYNTHETIC, batch, load_pictures, rendered_page
 
@@ -141,8 +141,10 @@ def train(
     torch.manual_seed(seed)
     model, config = _begun(config, start, device, say)
     trainer = _Trainer(model, recipe, say)
-    loop = Loop(out, model, trainer.optimiser, minutes, steps, dataclasses.asdict(config) | {"seed": seed}, say)
-    if resume and loop.resume(device):
+    facts = dataclasses.asdict(config) | {"seed": seed}
+    loop = Loop(out, model, trainer.optimiser, minutes, steps, facts, say)
+    if resume and (saved := checkpoint(out, device, facts)):
+        loop.go_on(saved)
         rng.seed(seed + loop.step)
         torch.manual_seed(seed + loop.step)
     pictures = load_pictures(data, recipe.size)

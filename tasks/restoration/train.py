@@ -1,8 +1,8 @@
 """Training of the restoration networks: pictures in a folder -> checkpoints, a log, one file of weights.
 
-Needs torch, numpy and Pillow alone: `python -m tasks.restoration.train --help`. Here: the loss, the loop with its time
-budget, checkpoints. What a training sample is stands in samples.py, the networks and their files in networks.py;
-figures on test sets come from evaluate.py.
+Needs torch, numpy and Pillow alone: `python -m tasks.restoration.train --help`. Here: the loss and the step. What a
+training sample is stands in samples.py, the networks and their files in networks.py, the loop in
+codec/training/loop.py; figures on test sets come from evaluate.py.
 
 The learning rate is constant, then falls with a cosine over the last part of the time given; the state at the start
 of the fall is kept (`trunk.pt`), and `resume` goes on from there with more time. Enlargers learn the absolute error,
@@ -13,8 +13,6 @@ that fall, units that never fire are set to work again (dead_units.py).
 import argparse
 import dataclasses
 import json
-import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from codec.network.layers import native_bfloat16
 from codec.training.cuda_graph import Recorded
+from codec.training.loop import Loop, checkpoint, cosine
 from codec.training.muon import Optimiser, clipped
 from codec.training.samples import load_pictures
 from tasks.restoration.dead_units import Watch
@@ -95,48 +94,34 @@ def train(
     """Train `task` (denoise | superres) for `minutes`, or for so many `steps` (the same on every machine); returns the
     path of the weights, out/<task>-<variant>.safetensors.
 
-    Writes out/log.jsonl (a line every 50 steps), out/state.pt every 5 minutes, out/trunk.pt when the rate starts to
-    fall. `start`: a weights file whose tensors are taken over where name and shape agree (merged kernels become the
-    3x3 branch), and its sizes unless `config` names others; with `resume` those of the checkpoint. `loaders`: processes
-    that make batches (0: this one, right for one CPU thread). The .pt files are this function's own; it loads them with
-    weights_only. Raises FileNotFoundError without pictures, ValueError for arguments and files that do not go together.
+    Writes what codec.training.loop does. `start`: a weights file whose tensors are taken over where name and shape
+    agree (merged kernels become the 3x3 branch), and its sizes unless `config` names others; with `resume` those of the
+    checkpoint. `loaders`: processes that make batches (0: this one, right for one CPU thread). Raises FileNotFoundError
+    without pictures, ValueError for arguments and files that do not go together.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     name, scale = variant_parts(task, variant)
     recipe = recipe or RECIPES[task][name]
     torch.manual_seed(seed)
-    checkpoint = checkpoint_in(out) if resume else None
-    saved = read_checkpoint(checkpoint, {"task": task, "network": name, "scale": scale}, device) if checkpoint else None
-    network = new_network(task, name, scale, config or (saved or {}).get("config"), start)
+    facts = {"task": task, "network": name, "scale": scale}
+    saved = checkpoint(out, device, facts) if resume else None
+    network = new_network(task, name, scale, config or (saved["facts"]["config"] if saved else None), start)
     if start:
         taken = take_over(network, start)
         say(f"{taken} of {len(network.state_dict())} tensors start from {start}")
-    training = Training(task, name, scale, network, recipe, out, device, say)
+    training = Training(task, name, scale, network, recipe, device, say)
+    facts["config"] = dataclasses.asdict(network.config)
+    loop = Loop(out, network, training.optimiser, minutes, steps, facts, say)
     if saved:
-        training.go_on(saved)
-        torch.manual_seed(seed + training.step)
-        say(f"going on from {checkpoint} at step {training.step}")
+        loop.go_on(saved)
+        torch.manual_seed(seed + loop.step)
     pictures = load_pictures(data, recipe.size * scale)
-    batches = batches_of(task, pictures, recipe, seed + training.step, scale)
+    batches = batches_of(task, pictures, recipe, seed + loop.step, scale)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=loaders, pin_memory=device == "cuda")
     parameters = sum(p.numel() for p in network.parameters())
     say(f"{len(pictures)} pictures, {parameters / 1e3:.0f} k parameters, {device}, {recipe}")
-    training.run(iter(loader), minutes, steps)
-    return training.export(len(pictures))
-
-
-def checkpoint_in(out: Path) -> Path | None:
-    """Where a training in this folder goes on: at the start of its rate's fall, else at its last state."""
-    return next((path for path in (out / "trunk.pt", out / "state.pt") if path.exists()), None)
-
-
-def read_checkpoint(path: Path, of: dict, device: str) -> dict:
-    """A checkpoint of the same training. Raises ValueError for another one's."""
-    saved = torch.load(path, weights_only=True, map_location=device)
-    if saved["of"] != of:
-        raise ValueError(f"{path} is of {saved['of']}, not of {of}: resume with the same, or in another folder")
-    return saved
+    training.run(loop, iter(loader))
+    return training.export(loop, len(pictures))
 
 
 def new_network(task: str, name: str, scale: int, config: dict | None, start: Path | None) -> torch.nn.Module:
@@ -157,77 +142,45 @@ def batches_of(task: str, pictures: list, recipe: Recipe, seed: int, scale: int)
 
 
 class Training:
-    """A network while it learns: its optimiser, its running average (which is what is exported), its checkpoints."""
+    """A network while it learns, and its optimiser."""
 
-    def __init__(
-        self, task: str, name: str, scale: int, network: torch.nn.Module, recipe: Recipe, out: Path, device: str, say
-    ):
-        self.task, self.name, self.scale, self.recipe, self.out, self.say = task, name, scale, recipe, out, say
+    def __init__(self, task: str, name: str, scale: int, network: torch.nn.Module, recipe: Recipe, device: str, say):
+        self.task, self.name, self.scale, self.recipe, self.say = task, name, scale, recipe, say
         self.device, self.where = device, torch.device(device).type
         self.network = network = network.to(device).to(memory_format=torch.channels_last).train()
         # What starts as bicubic moves slowly, and so does a deconvolution (as FSRCNN's authors have it).
         slow = [p for key, p in network.named_parameters() if key == "linear" or key.startswith("enlarge.")]
         self.optimiser = Optimiser(network.parameters(), recipe.rate, slow, recipe.optimiser, betas=(0.9, 0.99))
-        self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        self.current = {key: value for key, value in network.state_dict().items() if value.is_floating_point()}
         self.usual_norm = torch.ones((), device=device)  # running mean of the gradient's norm, where it is clipped
-        self.step, self.past, self.started = 0, 0.0, time.monotonic()
         self.falling = False  # whether the rate has begun to fall
         self.watch, self.recycled = Watch(network), 0
 
-    def go_on(self, saved: dict) -> None:
-        self.network.load_state_dict(saved["network"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.average, self.step, self.past = saved["average"], saved["step"], saved["seconds"]
-
-    def run(self, batches: Iterator, minutes: float, steps: int | None) -> None:
-        """Learn from batches for `minutes`, or so many `steps`, from here on."""
-        recorded = Recorded(self.learn, self.say)
-        first, tally = self.step, Tally()
-        self.started = saved_at = time.monotonic()
-        with (self.out / "log.jsonl").open("a") as log:
-            while (progress := self.progress(first, minutes, steps)) < 1:
-                factor = self.rate_factor(self.step - first, progress)
-                self.optimiser.set_rate(self.recipe.rate * max(factor, 1e-3))
-                parts = [part.to(self.device, non_blocking=True) for part in next(batches)]
-                self.recycle(self.step - first, progress)
-                told = parts[0] if self.task == "superres" else parts[2]
-                key = None if self.watch.watching else self.falling
-                loss, error, norm = recorded(key, parts[0], parts[1], told)
-                self.step += 1
-                self.follow()
-                tally.add(loss, error, parts[3] if self.task == "denoise" else None, norm)
-                if self.step % 50 == 0:
-                    self.tell(log, factor, tally)
-                    tally = Tally()
-                if time.monotonic() - saved_at > 300:
-                    saved_at = time.monotonic()
-                    self.save(self.out / "state.pt")
-        if not self.falling:  # so few steps that the last of them began before the fall
-            self.save(self.out / "trunk.pt")
-
-    def progress(self, first: int, minutes: float, steps: int | None) -> float:
-        """0..1 of this piece of the training."""
-        return (self.step - first) / steps if steps else (time.monotonic() - self.started) / (60 * minutes)
-
-    def rate_factor(self, done: int, progress: float) -> float:
-        """Of the recipe's rate: up over 200 steps, constant, then a cosine to 0; the state before that is kept."""
-        factor = min(1.0, (done + 1) / 200)
-        decay = self.recipe.decay
-        if progress > 1 - decay:
-            if not self.falling:
+    def run(self, loop: Loop, batches: Iterator) -> None:
+        """Learn from batches until the loop's budget is spent."""
+        recorded, tally = Recorded(self.learn, self.say), Tally()
+        for progress in loop:
+            if progress > 1 - self.recipe.decay and not self.falling:
                 self.falling = True
-                self.save(self.out / "trunk.pt")
-            factor *= 0.5 * (1 + math.cos(math.pi * (progress - 1 + decay) / decay))
-        return factor
+                loop.branch()
+            rate = self.recipe.rate * loop.warmth * cosine((progress - 1 + self.recipe.decay) / self.recipe.decay)
+            self.optimiser.set_rate(max(rate, 1e-3 * self.recipe.rate))
+            parts = [part.to(self.device, non_blocking=True) for part in next(batches)]
+            self.recycle(loop, progress)
+            told = parts[0] if self.task == "superres" else parts[2]
+            loss, error, norm = recorded(None if self.watch.watching else self.falling, parts[0], parts[1], told)
+            tally.add(loss, error, parts[3] if self.task == "denoise" else None, norm)
+            loop.stepped(lambda rate=rate: {"rate": rate, "recycled": self.recycled, **tally.taken()})
+        if not self.falling:  # so few steps that the last of them began before the fall
+            loop.branch()
 
-    def recycle(self, done: int, progress: float) -> None:
+    def recycle(self, loop: Loop, progress: float) -> None:
         """Units that never fire are looked for every WATCH_EVERY steps, until half of the fall, and set to work."""
+        done = loop.step - loop.first
         turn = done % WATCH_EVERY
         if turn == 0 and (progress < 1 - self.recipe.decay / 2 or done == 0):
             self.watch.start()
         elif turn == WATCH_FOR and self.watch.watching:
-            self.recycled += self.watch.recycle(self.average)
+            self.recycled += self.watch.recycle(loop.average)
 
     def learn(self, given: Tensor, wanted: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step on what is given to the network and wanted of it: (loss, squared error per sample, norm)."""
@@ -248,57 +201,23 @@ class Training:
         self.optimiser.step()
         return loss.detach(), error.detach(), norm
 
-    @torch.no_grad()
-    def follow(self) -> None:
-        """The average comes after the network."""
-        keep = min(0.999, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_([self.average[key] for key in self.current], list(self.current.values()), 1 - keep)
-
-    @property
-    def seconds(self) -> float:
-        return self.past + time.monotonic() - self.started
-
-    def tell(self, log, factor: float, tally: "Tally") -> None:
-        line = {
-            "step": self.step,
-            "seconds": round(self.seconds, 1),
-            "rate": self.recipe.rate * factor,
-            "recycled": self.recycled,
-            **tally.means(),
-        }
-        log.write(json.dumps(line) + "\n")
-        log.flush()
-        if self.step % 500 == 0:
-            self.say(json.dumps(line))
-
-    def save(self, path: Path) -> None:
-        """A checkpoint, whole or not at all."""
-        state = {
-            "of": {"task": self.task, "network": self.name, "scale": self.scale},
-            "config": dataclasses.asdict(self.network.config),
-            "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "average": self.average,
-            "step": self.step, "seconds": self.seconds,
-        }  # fmt: skip
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").rename(path)
-
-    def export(self, pictures: int) -> Path:
+    def export(self, loop: Loop, pictures: int) -> Path:
         """The average as a weights file; its path."""
-        self.network.load_state_dict(self.average)
+        self.network.load_state_dict(loop.average)
         final = self.network.cpu().eval()
         if isinstance(final, NightUpscaler):
             final = final.merge()
         scaled = f"-x{self.scale}" if self.task == "superres" else ""
-        path = self.out / f"{self.task}-{self.name}{scaled}.safetensors"
+        path = loop.out / f"{self.task}-{self.name}{scaled}.safetensors"
         card = {
             "scale": str(self.scale),
-            "steps": str(self.step),
-            "minutes": f"{self.seconds / 60:.0f}",
+            "steps": str(loop.step),
+            "minutes": f"{loop.seconds / 60:.0f}",
             "pictures": str(pictures),
             "macs_per_input_pixel": f"{macs_per_pixel(final, self.task):.0f}",
         }
         identity = save_network(final, self.task, self.name, path, **card)
-        self.say(f"wrote {path}, model {identity}, {self.step} steps")
+        self.say(f"wrote {path}, model {identity}, {loop.step} steps")
         return path
 
 
@@ -313,6 +232,12 @@ class Tally:
         """Nothing waits for a GPU before `means`; what is given may change afterwards."""
         self.steps.append((loss.clone(), norm.clone()))
         self.samples.append((error.clone(), torch.full_like(error, -1) if kind is None else kind))
+
+    def taken(self) -> dict[str, float]:
+        """The means since the last time."""
+        means = self.means()
+        self.steps, self.samples = [], []
+        return means
 
     def means(self) -> dict[str, float]:
         """Over what is finite; `lost`: steps, if any, whose gradient was not and was not followed."""

@@ -34,8 +34,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
+from codec.training.splits import picture_files
 from tasks.duplicates.embeddings.embedder import KINDS, embed, network_id
-from tasks.duplicates.embeddings.samples import picture_files
 from tasks.duplicates.local_features import compare, features
 from tasks.duplicates.perceptual_hash import fingerprints, hex_to_codes
 from tasks.duplicates.rules import look_alike

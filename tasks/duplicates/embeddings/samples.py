@@ -1,12 +1,11 @@
 """What the embedding networks learn from: pictures, the attacks that make copies of them, batches without end.
 
-Where a folder has an INDEX.csv with the columns `file` and `original`, pictures of held-out originals (`held_out`) are
-left out, so that figures can be taken on them. The classifier reads *.npz files with train_x uint8 [n,32,32,3], train_y
-and, for its log, test_x, test_y. Needs torch, numpy and Pillow alone, as train.py does, whose loop takes the batches.
+Where a folder has an INDEX.csv with the columns `file` and `original`, pictures of held-out originals
+(codec/training/splits.py) are left out, so that figures can be taken on them. The classifier reads *.npz files with
+train_x uint8 [n,32,32,3], train_y and, for its log, test_x, test_y. Needs torch, numpy and Pillow alone, as train.py
+does, whose loop takes the batches.
 """
 
-import csv
-import hashlib
 import io
 import math
 import random
@@ -18,31 +17,11 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import Tensor
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
+from codec.training.splits import picture_files
+
 HELD = 224  # shorter side at which training pictures are held
 WORKING = 192  # side at which copies are made
 SOURCES = 64  # different pictures in a batch of the copy network, each seen twice
-
-
-def held_out(original: str) -> bool:
-    """Whether the pictures of this original are for validation: about one in seven, by sha256 of its name."""
-    return hashlib.sha256(original.encode()).digest()[0] < 37
-
-
-def picture_files(folders: list[Path]) -> list[tuple[Path, str, bool]]:
-    """(file, name of its original, held out) of every picture under the folders, sorted by path."""
-    found = []
-    for folder in map(Path, folders):
-        originals: dict[Path, str] = {}
-        for index in sorted(folder.rglob("INDEX.csv")):
-            with index.open(newline="", encoding="utf-8") as lines:
-                for row in csv.DictReader(lines):
-                    if row.get("file") and row.get("original"):
-                        originals[index.parent / row["file"]] = row["original"]
-        for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES):
-            original = originals.get(path)
-            found.append((path, original or str(path), original is not None and held_out(original)))
-    return found
 
 
 def load_pictures(folders: list[Path], side: int) -> tuple[list[Image.Image], list[int]]:

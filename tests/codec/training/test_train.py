@@ -111,7 +111,7 @@ def test_held_out_originals_are_not_trained_on(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "unlisted.png")
     pictures = load_pictures([tmp_path], 32)
     assert len(pictures) == 2 * (60 - len(held)) + 1 and max(p.max() for p in pictures) == 90
-    assert sum(out for _, out in picture_files([tmp_path])) == 2 * len(held)
+    assert sum(out for *_, out in picture_files([tmp_path])) == 2 * len(held)
 
 
 def begun(path) -> NightCodec:

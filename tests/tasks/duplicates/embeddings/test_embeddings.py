@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageOps
 from skimage import data
 
+from codec.training.splits import held_out
 from tasks.duplicates.embeddings import embedder, neighbours, samples
 from tasks.duplicates.embeddings import train as training
 from tasks.duplicates.embeddings.networks import KINDS, Config, load_network, new_network, save_network
@@ -72,7 +73,7 @@ def folder_of_tiles(folder, names):
 
 def test_held_out_originals_are_not_trained_on(tmp_path):
     names = [f"photo-{n}.jpg" for n in range(30)]
-    held = [name for name in names if samples.held_out(name)]
+    held = [name for name in names if held_out(name)]
     assert 0 < len(held) < 15
     folder = folder_of_tiles(tmp_path / "tiles", names)
     pictures, group = samples.load_pictures([folder], 64)
