@@ -297,6 +297,7 @@ def bill(
     (kilobytes), and requests of anybody else. Raises UnknownPrice.
     """
     region = region or manifest.get("region") or "us-east-1"
+    tariff(region, dest_class)  # an unknown region or class is said before anything is counted
     book = prices()
     source, safe = _integers(table, "source_bytes"), _safe(table)
     found = _classes(table, storage_class)
