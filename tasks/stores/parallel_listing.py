@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from tasks.stores.base import StoreError
 
-Page = Callable[[str, int], tuple[list[dict], bool]]
+Page = Callable[[str, int], tuple[Sequence[dict], bool]]
 
 
 def listed_in_ranges(page: Page, prefix: str, threads: int) -> Iterator[list[dict]]:

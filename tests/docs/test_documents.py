@@ -48,7 +48,7 @@ def test_there_is_something_to_check():
 @each_page
 def test_nightpress_commands_parse(name):
     for line in commands(CURRENT[name], "nightpress "):
-        words = shlex.split(re.sub(r"\[(.*?)\]", r"\1", line))[1:]
+        words = shlex.split(re.sub(r"\[(.*?)\]", r"\1", line).replace(" N", " 1"))[1:]
         if words[0].startswith("-") or len(words) == 1 and words[0] != "demo":
             continue  # a command's name alone
         messages = io.StringIO()
