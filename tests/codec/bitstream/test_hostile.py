@@ -132,5 +132,3 @@ def test_one_bad_file_in_a_batch_is_the_same_error(small, golden):
     good = (golden / "rgb.npi").read_bytes()
     with pytest.raises(CodecError):
         decode_batch([good, good[:-9]], model=small)
-
-

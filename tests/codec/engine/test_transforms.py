@@ -68,7 +68,7 @@ def test_elementwise_functions_are_torchs():
         assert (elementwise.limited(part) - 8 * torch.tanh(part.double() / 8)).abs().max() < 5e-6
     symbols = torch.randint(-2000, 2000, (2, 6, 3, 4)).short().permute(0, 2, 3, 1)
     table = torch.arange(1024).float()
-    tables = torch.where(torch.arange(4) % 2 > 0, 20 + ODD_STATES, 20).to(torch.uint8).expand(symbols.shape)
+    tables = torch.where(torch.arange(6) % 2 > 0, 20 + ODD_STATES, 20).to(torch.uint8).expand(symbols.shape)
     halves = 2 * symbols.abs().int() - ((tables > ODD_STATES) & (symbols != 0)).int()
     assert torch.equal(elementwise.looked_up(symbols, tables, table), halves.clamp(max=1023).float())
     extreme = torch.full((1, 1, 1, 1), -32768, dtype=torch.int16)
