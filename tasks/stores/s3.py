@@ -239,37 +239,41 @@ class S3Store(Store):
             return self.write_stream(
                 key, pieces, len(data), sha256=sha256, content_type=content_type, metadata=metadata, headers=headers
             )
-        ours, condition = {SHA256_METADATA: sha256}, {}
+        condition, writer = {}, None
         if if_absent or if_match:
             form = self._match_form or '"{}"'
             condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": form.format(if_match)}
-            ours[WRITER_METADATA] = uuid.uuid4().hex
+            writer = uuid.uuid4().hex
+        ours = {SHA256_METADATA: sha256} | ({WRITER_METADATA: writer} if writer else {})
+        try:
+            return self._put(key, data, condition | self._described(content_type, metadata, headers, ours), writer)
+        except Changed as error:
+            if if_absent:
+                raise AlreadyExists(f"{self.place(key)}: there is an object already") from error
+            raise
+
+    def _put(self, key: str, data: bytes, options: dict, writer: str | None) -> str:
+        """One PUT, retried; its etag. Where a retry finds that an earlier try of ours (`writer` in its metadata) was
+        carried out although its answer was lost, that one counts."""
         digest = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-        described = self._described(content_type, metadata, headers, ours)
         tries = 0
 
         def attempt():
             nonlocal tries
             tries += 1
-            return self.client.put_object(
-                Bucket=self.bucket,
-                Key=self.prefix + key,
-                Body=bytes(data),
-                ContentMD5=digest,
-                **condition,
-                **described,
-            )["ETag"].strip('"')
+            answer = self.client.put_object(
+                Bucket=self.bucket, Key=self.prefix + key, Body=bytes(data), ContentMD5=digest, **options
+            )
+            return answer["ETag"].strip('"')
 
         try:
             return patiently(attempt, self.place(key))
-        except Changed as error:
-            if tries > 1:  # an earlier try of ours may have been carried out although its answer was lost
+        except Changed:
+            if writer and tries > 1:
                 with contextlib.suppress(NotFound):
                     there = self.head(key)
-                    if there.metadata.get(WRITER_METADATA) == ours[WRITER_METADATA]:
+                    if there.metadata.get(WRITER_METADATA) == writer:
                         return there.etag
-            if if_absent:
-                raise AlreadyExists(f"{self.place(key)}: there is an object already") from error
             raise
 
     def write_stream(
