@@ -28,6 +28,7 @@ from tasks.night.model_files import local_copy
 from tasks.night.runs import Night, store_of
 from tasks.night.shards import Stopwatch
 from tasks.restoration.decision import decide
+from tasks.restoration.noise import noise_sigma
 from tasks.stores.base import ObjectHead, StoreError
 
 MAX_BYTES = 1 << 30  # of a file that is read whole
@@ -101,14 +102,14 @@ def inspect_object(night: Night, item: dict, fetched) -> InspectedObject:
 def facts(picture: Picture, denoise: bool) -> dict:
     """Columns that the decoded picture gives."""
     image = picture.image
-    decision = decide(image, picture.jpeg_quality)
-    cleaned = decision.noisy and denoise
+    decision = decide(image, picture.jpeg_quality) if denoise else None
+    cleaned = decision is not None and decision.noisy
     icc = None if picture.icc and is_srgb(picture.icc) else picture.icc
     colour = b"".join(part or b"" for part in (icc, picture.colour))
     return {
         "width": image.width, "height": image.height, "format": picture.format, "mode": picture.mode,
         "pixel_sha256": pixel_sha256(image), **hashes_of(image), "hash_method": "full",
-        "noise_sigma": decision.sigma, "denoised": cleaned,
+        "noise_sigma": decision.sigma if decision else noise_sigma(image), "denoised": cleaned,
         **({"reason": f"cleaned: {decision.why}"} if cleaned else {}),
         "colour_sha256": hashlib.sha256(colour).hexdigest() if colour else None,
         "exif_bytes": len(picture.exif or b""), "true_pixels": true_pixels(image),
