@@ -1,4 +1,4 @@
-"""`nightpress evaluate`: rate-distortion curves and BD-rates of a folder; the work stands in codec/evaluate.py."""
+"""`nightpress evaluate`: rate-distortion curves and BD-rates of a folder; the work stands in codec/evaluation.py."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def register(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from codec.evaluate import NAMES
+    from codec.evaluation.codecs import NAMES
 
     codecs = NAMES if args.codecs is None else tuple(filter(None, (c.strip().lower() for c in args.codecs.split(","))))
     if unknown := [name for name in codecs if name not in NAMES]:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
 
     from codec import CodecError
-    from codec.evaluate import evaluate
+    from codec.evaluation.run import evaluate
 
     bars: dict[str, Progress] = {}
 
@@ -74,5 +74,7 @@ def run(args: argparse.Namespace) -> int:
     for name in content["incomplete"]:
         say(f"{name} has old rows for some of these pictures only; name it in --codecs to measure the rest")
     print(json.dumps(content) if args.json else (args.out / "curves.md").read_text().split("\n## ")[0].rstrip())
-    say(f"written to {args.out}: points.parquet, curves.json, curves.md, rd-psnr and rd-ms-ssim as PNG and SVG")
+    say(
+        f"written to {args.out}: points.parquet, curves.json, curves.md; rd-psnr, rd-ms-ssim, rd-ssimulacra2, PNG and SVG"
+    )
     return 0
