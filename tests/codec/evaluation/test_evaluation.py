@@ -12,6 +12,7 @@ from skimage import data
 
 from codec import metrics
 from codec.evaluation.codecs import OURS, STANDARD, codec_named
+from codec.evaluation.curves import at_equal_quality, bytes_at
 from codec.evaluation.points import measure, thinned
 from codec.evaluation.report import write_comparison
 from codec.evaluation.run import evaluate
