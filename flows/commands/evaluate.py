@@ -74,7 +74,5 @@ def run(args: argparse.Namespace) -> int:
     for name in content["incomplete"]:
         say(f"{name} has old rows for some of these pictures only; name it in --codecs to measure the rest")
     print(json.dumps(content) if args.json else (args.out / "curves.md").read_text().split("\n## ")[0].rstrip())
-    say(
-        f"written to {args.out}: points.parquet, curves.json, curves.md; rd-psnr, rd-ms-ssim, rd-ssimulacra2, PNG and SVG"
-    )
+    say(f"written to {args.out}: points.parquet, curves.json, curves.md, and rd-*.png and .svg")
     return 0
