@@ -191,9 +191,14 @@ def share_budget(run: NightRun, planned: pa.Table) -> pa.Table:
     return waiting(planned, ~pc.is_in(planned["key"], value_set=points["key"].combine_chunks()).to_numpy())
 
 
-def picture_shards(planned: pa.Table) -> list[tuple[int, list[dict]]]:
-    """(shard, rows) of what is to be compressed: status null."""
-    shard = np.where(pc.is_null(planned["status"]).to_numpy(), planned["shard"].to_numpy(), -1)
+def picture_shards(planned: pa.Table, exact_too: bool = False) -> list[tuple[int, list[dict]]]:
+    """(shard, rows) of what is to be compressed: status null. exact_too: and what is `kept` so far, but may be stored
+    without loss."""
+    chosen = pc.is_null(planned["status"])
+    if exact_too:
+        kept = pc.fill_null(pc.equal(planned["status"], "kept"), False)
+        chosen = pc.or_(chosen, pc.and_(kept, pc.fill_null(planned["exact_only"], False)))
+    shard = np.where(chosen.to_numpy(), planned["shard"].to_numpy(), -1)
     return list(by_shard(planned.drop_columns("shard"), shard))
 
 
@@ -205,7 +210,7 @@ def compress_all(run: NightRun, planned: pa.Table, known: pa.Table) -> pa.Table:
 
     Final rows of everything in `planned`, sorted by key.
     """
-    pictures = picture_shards(planned)
+    pictures = picture_shards(planned, exact_too=not run.settings.budget)
     rows = planned.drop_columns("shard")
     if pictures:
         bring_model(run)

@@ -24,6 +24,7 @@ LEARNED = "npi"
 FORMS: dict[str, Form] = {
     form.name: form for form in (JxlJpeg(), Lossless(), Exact(), OpenLossy("avif"), OpenLossy("jxl"))
 }
+SUFFIXES = {LEARNED: ".npi"} | {name: form.suffix for name, form in FORMS.items()}
 GIVES_BACK = {LEARNED: "seen"} | {name: form.gives_back for name, form in FORMS.items()}
 _JPEGS = ("JPEG", "MPO")
 _LOSSY = (*_JPEGS, "AVIF")  # whose samples never take fewer bytes without loss
@@ -31,6 +32,7 @@ _UNPACKED = ("BMP", "PPM", "TGA", "TIFF", "SGI")  # often not compressed at all:
 # Shares of the source's bytes above which a lossy form may lose against one without loss: JPEG XL takes 8 to 22 % off
 # a JPEG, and a third off a photograph's PNG
 _DOUBTFUL_JPEG, _DOUBTFUL_OTHER = 0.72, 0.5
+_PLAIN_BPP = 3.0  # bits a pixel: text, line art and screenshots take 0.1 to 2 without loss, photographs 5 and more
 
 
 def rounds(
@@ -60,7 +62,7 @@ def _without_loss(format: str | None, shown: bool) -> tuple[tuple[str, ...], ...
     return (("exact",),) if format == "AVIF" or not (shown or format == "PNG") else (("lossless",), ("exact",))
 
 
-def rivals(form: str, size: int, source_size: int, format: str | None, content: str | None) -> tuple[str, ...]:
+def rivals(form: str, size: int, source_size: int, format: str | None) -> tuple[str, ...]:
     """Forms without loss that may be smaller than what a lossy one made of a picture: worth a look before it counts."""
     if GIVES_BACK[form] != "seen":
         return ()
@@ -70,13 +72,19 @@ def rivals(form: str, size: int, source_size: int, format: str | None, content: 
     return _without_loss(format, shown=True)[0]
 
 
+def settled(form: str, size: int, pixels: int, policy: str) -> bool:
+    """Whether a round ends the search: not where a form without loss came first and took as many bits as a photograph
+    does; then the lossy form is tried as well, whatever the picture was taken for."""
+    return policy in ("lossless", "smallest") or GIVES_BACK[form] == "seen" or 8 * size <= _PLAIN_BPP * pixels
+
+
 def better(new: tuple[str, int], old: tuple[str, int] | None) -> bool:
     """Whether a (form, size) is taken instead of another: fewer bytes, or as good as and giving back more."""
     if old is None:
         return True
     gives = ("seen", "pixels", "bytes")
     more = gives.index(GIVES_BACK[new[0]]) - gives.index(GIVES_BACK[old[0]])
-    return new[1] <= old[1] * (1 + 0.03 * more)
+    return new[1] <= old[1] * (1 + 0.03 * more) + 128 * more
 
 
 def form_of(data: bytes) -> str | None:

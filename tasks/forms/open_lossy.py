@@ -8,25 +8,25 @@ AVIF's quality 0..100 or for JPEG XL's distance 15..0.05, a geometric progressio
 """
 
 import io
+from collections.abc import Callable
 
 import imagecodecs
 import numpy as np
 from PIL import Image
 
 from codec import metrics
+from codec.original import Original
 from codec.pictures.files import Picture
 from codec.pictures.metadata import Metadata, png_chunks
 from codec.pictures.profiles import is_srgb
 from codec.pictures.trailing import boxes
 from codec.rate_control import target as rate
-from codec.ssimulacra2 import MIN_SIDE, Reference
 from tasks.forms.base import DamagedData, Declined, Goal
 from tasks.forms.png_files import COLOUR_TYPES, Header, Png, chunk, write_png
 
 _METADATA = b"npsc"
 _AVIF_SPEED, _JXL_EFFORT = 6, 7
 _DISTANCES = 15.0, 0.05
-_EXCESS = {"psnr": 0.1, "ms-ssim": 0.1, "ssimulacra2": 0.5}  # by which a target may be exceeded; MS-SSIM in dB
 # What levels 0, 100, ..., 1000 typically give; measured on kodim03, kodim13 and skimage's astronaut for SSIMULACRA2
 _CURVES = {
     ("avif", "ssimulacra2"): (
@@ -57,25 +57,28 @@ class OpenLossy:
     def encode(self, file_bytes: bytes, picture: Picture | None, goal: Goal | None = None) -> bytes:
         if picture is None or goal is None:
             raise Declined("it cannot be shown as one picture of 8 bits a sample")
-        metric, value = effective_goal(goal, picture)
-        tail = self._boxes(picture)
-        measure, coded = self._measured(picture, metric)
-        curves = _CURVES[self.name, metric]
-        excess = _EXCESS[metric]
-        found = rate._search(
-            measure,
-            curves,
-            np.full(len(curves), 1 / len(curves)),
-            value + 0.004,
-            value + excess,
-            value + excess / 2,
-            -1,
-        )
+        boxes_behind = self._boxes(picture)
+        original = Original(picture.image)
+        metric, value = _effective(original, goal)
+        measure, coded = self._measured(original, picture, metric)
+        curves, margin, excess = _CURVES[self.name, metric], rate.MARGIN[metric], rate.EXCESS[metric]
+        low = metrics.ms_ssim_db(value) if metric == "ms-ssim" else value
+        even = np.full(len(curves), 1 / len(curves))
+        found = rate._search(measure, curves, even, low + margin, low + excess, low + excess / 2, -1, margin)
         if not found.met:
             raise Declined(f"the target {goal.metric}={goal.value:g} can't be reached by {self.name.upper()}")
-        data = coded(found.level) + tail
+        data = self._acceptable(original, coded, found.level, picture.image.mode) + boxes_behind
         self.verify(data, file_bytes, picture)
         return data
+
+    def _acceptable(self, original: Original, coded: Callable[[int], bytes], level: int, mode: str) -> bytes:
+        """The file at that level, or at the first finer one at which no part has lost its own structure."""
+        for finer in (0, *rate.FINER):
+            data = coded(min(level + finer, 1000))
+            losses = original.losses(self._pixels(data, mode))
+            if losses.acceptable:
+                return data
+        raise Declined(f"the target is met on average, but not everywhere: {losses.in_words()}")
 
     def verify(self, data: bytes, file_bytes: bytes, picture: Picture | None) -> None:
         """Declined unless mode, size and alpha come back; how near the colours are is measured by who chooses."""
@@ -118,12 +121,11 @@ class OpenLossy:
         image.info = {}
         return image
 
-    def _measured(self, picture: Picture, metric: str):
-        """(level -> value, level -> file): both remember, since neighbouring levels share a quality."""
+    def _measured(self, original: Original, picture: Picture, metric: str):
+        """(level -> value, MS-SSIM in dB; level -> file): both remember, since neighbouring levels share a quality."""
         files: dict[int, bytes] = {}
         values: dict[bytes, float] = {}
-        mode, original = picture.image.mode, metrics.pixels_of(picture.image)
-        reference = Reference(picture.image) if metric == "ssimulacra2" else None
+        mode = picture.image.mode
 
         def coded(level: int) -> bytes:
             step = round(level / 10) if self.name == "avif" else level
@@ -134,13 +136,7 @@ class OpenLossy:
         def measure(level: int) -> float:
             data = coded(level)
             if data not in values:
-                shown = metrics.pixels_of(self._pixels(data, mode))
-                if reference:
-                    values[data] = reference.score(shown)
-                elif metric == "psnr":
-                    values[data] = min(metrics.psnr(original, shown), 100.0)
-                else:
-                    values[data] = min(metrics.ms_ssim_db(metrics.ms_ssim(original, shown)), 100.0)
+                values[data] = rate._measured(original, metric, self._pixels(data, mode))
             return values[data]
 
         return measure, coded
@@ -178,12 +174,11 @@ class OpenLossy:
         return tail
 
 
-def effective_goal(goal: Goal, picture: Picture) -> tuple[str, float]:
-    """Metric and value that hold for a picture, MS-SSIM in dB: those too small for their metric take PSNR."""
-    side = min(picture.width, picture.height)
-    if goal.metric == "ssimulacra2" and side < MIN_SIDE or goal.metric == "ms-ssim" and side < metrics.MS_SSIM_MIN_SIDE:
+def _effective(original: Original, goal: Goal) -> tuple[str, float]:
+    """Metric and value that hold for a picture: those too small for their metric take PSNR."""
+    if original.shortest_side < rate.SMALLEST.get(goal.metric, 0):
         return "psnr", rate.SMALL_PICTURE_PSNR
-    return goal.metric, metrics.ms_ssim_db(goal.value) if goal.metric == "ms-ssim" else goal.value
+    return goal.metric, goal.value
 
 
 def _box(kind: bytes, content: bytes) -> bytes:

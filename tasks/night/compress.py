@@ -1,11 +1,13 @@
-"""Restore, compress and verify: each picture to a bitstream that has been decoded again and measured, packed by shard.
+"""Restore, compress and verify: each picture in its best form, decoded again and measured, packed by shard.
 
-What was denoised is encoded clean; what is small may get an enlarged picture beside its bitstream. A picture that
-gains too little or misses its target is `kept`. Finding the level for a target is codec/rate_control's, for a budget
-rate_points.py's; which pictures come here is plan.py's.
+    object -> rounds of forms (tasks/forms/choose.py) -> the smallest that gains enough -> its row and stored bytes
 
-Under DEST, per shard: bitstreams under PACKED_BELOW one after the other, in order of key, in
-objects/<run id>/<shard>.pack; larger ones as objects/<run id>/<shard>-<n>.npi; enlarged pictures as
+What was denoised is encoded clean; what is small may get an enlarged picture beside its bitstream. What no form makes
+smaller by --min-gain is `kept`. Finding the level for a target is codec/rate_control's, for a budget rate_points.py's;
+which pictures come here is plan.py's.
+
+Under DEST, per shard: stored bytes under PACKED_BELOW one after the other, in order of key, in
+objects/<run id>/<shard>.pack; larger ones as objects/<run id>/<shard>-<n>.npi (.jxl ...); enlarged pictures as
 objects/derived/<run id>/<shard>-<n>.webp. All of it depends on the shard's inputs alone, so that a shard that is
 done again after a crash writes the same bytes to the same places.
 """
@@ -13,6 +15,7 @@ done again after a crash writes the same bytes to the same places.
 import dataclasses
 import hashlib
 import io
+import math
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,10 +24,13 @@ from PIL import Image
 from codec import decoder, encoder, metrics, models
 from codec.errors import CodecError
 from codec.format import level_of
+from codec.metrics.ssimulacra2 import MIN_SIDE as SSIMULACRA2_MIN_SIDE
 from codec.original import Original
-from codec.pictures.errors import PictureError
+from codec.pictures.errors import PictureError, UncarriedPicture
 from codec.pictures.files import Picture, open_picture
 from codec.rate_control import target as rate
+from tasks.forms import choose
+from tasks.forms.base import Declined, Goal
 from tasks.night.catalog import CATALOG_SCHEMA, table_of
 from tasks.night.fingerprint import MAX_BYTES, failure
 from tasks.night.model_files import NoModel, codec_model, local_copy
@@ -38,6 +44,9 @@ ENLARGED_BELOW = 512  # pixels of the longer side
 SCALE = 2
 DERIVED_QUALITY = 90  # WebP
 FINER = "coded finer than the target asks, so that no part of the picture loses its own structure"
+
+
+CONTENT_TYPES = {".jxl": "image/jxl", ".avif": "image/avif"}  # by suffix of what is stored; all others are our own
 
 
 class KeepOriginal(Exception):
@@ -57,13 +66,21 @@ def fetch(night: Night, item: dict) -> bytes:
     return store_of(night.source).read(item["key"], etag=item["etag"], max_bytes=MAX_BYTES)
 
 
-def opened(night: Night, row: dict, fetched) -> Picture:
-    """The picture that was fingerprinted. Raises StoreError, PictureError."""
+def opened(night: Night, row: dict, fetched) -> Picture | None:
+    """The picture that was fingerprinted; None of one that no lossy form carries and that 8 bits do not show.
+
+    Raises StoreError, PictureError.
+    """
     if isinstance(fetched, StoreError):
         raise fetched
     if row["sha256"] and hashlib.sha256(fetched).hexdigest() != row["sha256"]:
         raise Changed(f"{row['key']}: other bytes than when it was fingerprinted; the next run takes it up")
-    return open_picture(fetched, night.max_pixels, checked=False)  # fingerprint.py has looked at these bytes
+    if not row["exact_only"]:
+        return open_picture(fetched, night.max_pixels, checked=False)  # fingerprint.py has looked at these bytes
+    try:
+        return open_picture(fetched, night.max_pixels)
+    except UncarriedPicture:
+        return None
 
 
 def clean(picture: Picture, row: dict) -> Picture:
@@ -78,13 +95,14 @@ def compress_object(night: Night, item: dict, fetched) -> CompressedObject:
 
     item: its row so far; `stored_bytes` is set where a budget gave it that many bytes.
     """
-    watch, model = Stopwatch(), network(night)
+    watch = Stopwatch()
+    network(night)  # outside of what is one object's own fault
     spent = item["seconds"] or 0.0
     row, bitstream, derived = dict(item), None, None
     try:
         picture = opened(night, row, fetched)
-        bitstream, measured = encode_verified(night, row, picture, model)
-        if wants_enlarging(night, picture):
+        bitstream, measured = in_best_form(night, row, fetched, picture)
+        if picture and wants_enlarging(night, picture) and not row["exact_only"]:
             derived = enlarged(row, picture)
         row |= measured | {"status": "compressed", "upscaled": derived is not None}
         row["stored_bytes"] = len(bitstream) + len(derived or b"")
@@ -104,8 +122,95 @@ def unstored(status: str, reason: str | None = None) -> dict:
     return {
         "status": status, "reason": reason, "stored_bytes": 0, "quality": None, "bpp": None, "psnr": None,
         "ms_ssim": None, "psnr_source": None, "ssimulacra2": None, "worst_tile": None, "not_removable": None,
-        "denoised": False, "upscaled": False,
+        "denoised": False, "upscaled": False, "form": None, "gives_back": None,
     }  # fmt: skip
+
+
+# --- forms ---
+
+
+def in_best_form(night: Night, row: dict, source: bytes, picture: Picture | None) -> tuple[bytes, dict]:
+    """Stored bytes in the form that suits the picture best, and the columns that say so. Raises KeepOriginal."""
+    refused: dict[str, str] = {}
+    rounds: tuple[tuple[str, ...], ...] = ((choose.LEARNED,),)  # what shares a budget
+    if not row["stored_bytes"]:
+        shown, exact_only = picture is not None, bool(row["exact_only"])
+        rounds = choose.rounds(night.codec, row["content"], row["format"], shown=shown, exact_only=exact_only)
+    best = None
+    for names in rounds:
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop(0)
+            try:
+                found = in_form(name, night, row, source, picture)
+            except (KeepOriginal, Declined) as reason:
+                refused[name] = str(reason)
+                continue
+            size = len(found[0])
+            if best is None or choose.better((name, size), (best[1]["form"], len(best[0]))):
+                best = found
+            rivals = choose.rivals(name, size, row["size"], row["format"])
+            waiting += [rival for rival in rivals if rival not in (*names, *refused)]
+        pixels = (row["width"] or 0) * (row["height"] or 0)
+        if best and choose.settled(best[1]["form"], len(best[0]), pixels, night.codec):
+            break
+    if best is None:
+        raise KeepOriginal(why_kept(row, refused))
+    if choose.GIVES_BACK[best[1]["form"]] != "seen" and (first := next(iter(refused.values()), row["reason"])):
+        best[1]["reason"] = f"stored without loss: {first}"
+    return best
+
+
+def in_form(name: str, night: Night, row: dict, source: bytes, picture: Picture | None) -> tuple[bytes, dict]:
+    """Stored bytes in one form, verified, and their columns. Raises KeepOriginal, Declined."""
+    if name == choose.LEARNED:
+        data, columns = encode_verified(night, row, picture, network(night))
+    elif choose.GIVES_BACK[name] == "seen":
+        data, columns = open_format_verified(name, night, row, source, picture)
+    else:
+        data = choose.FORMS[name].encode(source, picture)
+        refuse_small_gain(len(data), row["size"], night.min_gain)
+        columns = without_loss(name, row, data)
+    return data, columns | {"form": name, "gives_back": choose.GIVES_BACK[name]}
+
+
+def open_format_verified(name: str, night: Night, row: dict, source: bytes, picture: Picture) -> tuple[bytes, dict]:
+    """AVIF or JPEG XL to the night's target, and its columns. Raises KeepOriginal, Declined."""
+    form, image = choose.FORMS[name], clean(picture, row)
+    data = form.encode(source, image, Goal(night.metric, night.target))
+    refuse_small_gain(len(data), row["size"], night.min_gain)
+    decoded = open_picture(form.decode(data), night.max_pixels, checked=False).image
+    original = Original(image.image)
+    return data, {
+        "reason": row["reason"] if row["denoised"] else None, "not_removable": None, "quality": None, "model": None,
+        "bpp": metrics.bpp(len(data), image.width, image.height), "codec": f"{name}/1",
+        "output_sha256": hashlib.sha256(data).hexdigest(),
+        **measures(original, Original(picture.image) if row["denoised"] else original, decoded),
+    }  # fmt: skip
+
+
+def without_loss(name: str, row: dict, data: bytes) -> dict:
+    """Columns of what gives back the file's bytes or pixels: equal by proof, so that nothing is measured."""
+    width, height = row["width"] or 0, row["height"] or 0
+    side = min(width, height)
+    return {
+        "reason": None, "not_removable": None, "quality": None, "model": None, "denoised": False,
+        "bpp": metrics.bpp(len(data), width, height) if side else None, "codec": f"{name}/1",
+        "output_sha256": hashlib.sha256(data).hexdigest(), "psnr": math.inf, "psnr_source": math.inf,
+        "ms_ssim": 1.0 if side >= metrics.MS_SSIM_MIN_SIDE else None,
+        "ssimulacra2": 100.0 if side >= SSIMULACRA2_MIN_SIDE else None, "worst_tile": 1.0,
+    }  # fmt: skip
+
+
+def why_kept(row: dict, refused: dict[str, str]) -> str:
+    """The first form's reason; where no lossy form may take the picture, that and what the others gain."""
+    first, *others = refused.values()
+    if not row["exact_only"]:
+        return first
+    return f"{row['reason']}; without loss: {[first, *others][-1]}"
+
+
+# --- the learned codec ---
 
 
 def encode_verified(night: Night, row: dict, picture: Picture, model) -> tuple[bytes, dict]:
@@ -207,6 +312,9 @@ def same_alpha(a: Image.Image, b: Image.Image) -> bool:
     return "A" not in a.mode or a.getchannel("A").tobytes() == b.getchannel("A").tobytes()
 
 
+# --- enlarged pictures ---
+
+
 def wants_enlarging(night: Night, picture: Picture) -> bool:
     return night.superres and max(picture.image.size) <= ENLARGED_BELOW
 
@@ -224,6 +332,9 @@ def enlarged(row: dict, picture: Picture) -> bytes:
     options = {"icc_profile": picture.icc} if picture.icc else {}
     image.save(out, "WEBP", quality=DERIVED_QUALITY, method=4, xmp=xmp.encode(), **options)
     return out.getvalue()
+
+
+# --- the end ---
 
 
 def cause(error: Exception) -> str:
@@ -249,8 +360,9 @@ def gather(night: Night, shard: str, results: list[CompressedObject]) -> pa.Tabl
             parts.append(data)
             offset += len(data)
         elif data is not None:
-            key = f"objects/{night.run_id}/{shard}-{number}.npi"
-            dest.write(key, data, content_type="application/octet-stream")
+            suffix = choose.SUFFIXES[row["form"]]
+            key = f"objects/{night.run_id}/{shard}-{number}{suffix}"
+            dest.write(key, data, content_type=CONTENT_TYPES.get(suffix, "application/octet-stream"))
             row |= {"output_key": key, "output_offset": 0, "output_length": len(data)}
         if result.derived is not None:
             key = f"objects/derived/{night.run_id}/{shard}-{number}.webp"

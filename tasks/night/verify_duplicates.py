@@ -13,9 +13,9 @@ import pyarrow as pa
 from PIL import Image
 
 from codec import metrics
+from codec.metrics.ssimulacra2 import MIN_SIDE, ssimulacra2
 from codec.pictures.errors import PictureError
 from codec.rate_control.target import SMALL_PICTURE_PSNR
-from codec.ssimulacra2 import MIN_SIDE, ssimulacra2
 from tasks.duplicates.agreement import Agreement, Original, agreement, original_of
 from tasks.duplicates.alignment import View, find_view, given_back
 from tasks.night.catalog import table_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.forms.choose import FORMS, GIVES_BACK, LEARNED, POLICIES, better, form_of, rivals, rounds
+from tasks.forms.choose import FORMS, GIVES_BACK, LEARNED, POLICIES, better, form_of, rivals, rounds, settled
 from tasks.forms.content import KINDS
 
 LOSSY = {LEARNED, "avif", "jxl"}
@@ -44,20 +44,21 @@ def test_what_no_lossy_form_carries_goes_without_loss():
 
 
 def test_a_lossless_rival_is_looked_at_where_it_may_win():
-    assert rivals("npi", 200, 1000, "PNG", "photograph") == ()
-    assert rivals("npi", 600, 1000, "PNG", "photograph") == ("lossless",)
-    assert rivals("npi", 600, 1000, "JPEG", "photograph") == ()
-    assert rivals("npi", 800, 1000, "JPEG", "photograph") == ("jxl-jpeg",)
-    assert rivals("lossless", 800, 1000, "PNG", "graphics") == ()
+    assert rivals("npi", 200, 1000, "PNG") == ()
+    assert rivals("npi", 600, 1000, "PNG") == ("lossless",)
+    assert rivals("npi", 600, 1000, "JPEG") == ()
+    assert rivals("npi", 800, 1000, "JPEG") == ("jxl-jpeg",)
+    assert rivals("lossless", 800, 1000, "PNG") == ()
 
 
 def test_of_two_forms_the_smaller_is_taken_and_of_equal_ones_the_more_faithful():
     assert better(("npi", 100), None)
-    assert better(("npi", 90), ("lossless", 100))
-    assert not better(("npi", 98), ("lossless", 100))
-    assert better(("lossless", 103), ("npi", 100))
-    assert not better(("lossless", 110), ("npi", 100))
-    assert better(("exact", 102), ("lossless", 100))
+    assert better(("npi", 90_000), ("lossless", 100_000))
+    assert not better(("npi", 98_000), ("lossless", 100_000))
+    assert better(("lossless", 103_000), ("npi", 100_000))
+    assert not better(("lossless", 110_000), ("npi", 100_000))
+    assert better(("exact", 102_000), ("lossless", 100_000))
+    assert better(("exact", 200), ("lossless", 100))  # what a block of any disk takes
 
 
 def test_stored_bytes_say_which_form_wrote_them(scene, file_of):
@@ -68,3 +69,10 @@ def test_stored_bytes_say_which_form_wrote_them(scene, file_of):
     assert form_of(FORMS["exact"].encode(file_of(scene(), "BMP"), None)) == "exact"
     assert form_of(picture) is None
     assert set(GIVES_BACK) == {"npi", *FORMS}
+
+
+def test_what_takes_a_photographs_bits_without_loss_is_no_drawing():
+    assert settled("lossless", 20_000, 100_000, "learned")
+    assert not settled("lossless", 60_000, 100_000, "learned")
+    assert settled("lossless", 60_000, 100_000, "lossless")
+    assert settled("npi", 60_000, 100_000, "learned")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from codec import metrics
+from codec.metrics.ssimulacra2 import ssimulacra2
 from codec.pictures.files import open_picture
-from codec.ssimulacra2 import ssimulacra2
 from tasks.forms.base import DamagedData, Declined, Goal
 from tasks.forms.choose import FORMS
 

@@ -90,9 +90,16 @@ def test_noise_is_planned_to_be_removed_only_where_asked(look, photograph):
     rng = np.random.default_rng(1)
     noisy = np.clip(np.asarray(photograph) + rng.normal(0, 25, (240, 320, 3)), 0, 255).astype(np.uint8)
     data = saved(Image.fromarray(noisy), "PNG")
-    assert look("n.png", data)["denoised"] is True
-    row = look("n.png", data, denoise=False)
-    assert row["denoised"] is False and row["noise_sigma"] > 10
+    row = look("n.png", data, denoise=True)
+    assert row["denoised"] is True and row["reason"].startswith("cleaned: noise of sigma 2")
+    row = look("n.png", data)
+    assert row["denoised"] is False and row["noise_sigma"] > 10 and row["reason"] is None
+    dusty = np.array(photograph)
+    dusty[rng.integers(0, 240, 900), rng.integers(0, 320, 900)] = 255
+    data = saved(Image.fromarray(dusty), "PNG")
+    row = look("d.png", data, denoise=True)
+    assert row["denoised"] is True and "pixels" in row["reason"] and "impulses" in row["reason"]
+    assert look("d.png", data)["denoised"] is False
 
 
 @pytest.mark.parametrize(
@@ -102,7 +109,7 @@ def test_noise_is_planned_to_be_removed_only_where_asked(look, photograph):
         ("text.jpg", lambda p: b"no picture at all, just words", "skipped", "not an image"),
         ("cut.jpg", lambda p: saved(p, "JPEG")[:4000], "failed", "truncated"),
         ("cmyk.jpg", lambda p: saved(p.convert("CMYK"), "JPEG"), "kept", "CMYK"),
-        ("film.gif", lambda p: saved(p, "GIF", save_all=True, append_images=[p.rotate(90)]), "kept", "cannot carry"),
+        ("film.gif", lambda p: saved(p, "GIF", save_all=True, append_images=[p.rotate(90)]), "kept", "no lossy form"),
     ],
 )
 def test_what_is_no_sound_picture(look, photograph, name, make, status, words):
