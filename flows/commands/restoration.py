@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from flows.console import WorkFailed, WrongUsage, say
@@ -35,21 +36,7 @@ def register(subparsers) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    tables = [name for name in args.tables.split(",") if name]
-    unknown = sorted(set(tables) - set(TABLES))
-    if unknown or not tables:
-        raise WrongUsage(f"--tables {args.tables}: choose from {', '.join(TABLES)}")
-    try:
-        scales = [int(scale) for scale in args.scales.split(",")]
-    except ValueError:
-        scales = []
-    if not scales or not set(scales) <= {2, 3, 4}:
-        raise WrongUsage(f"--scales {args.scales}: choose from 2, 3, 4")
-    if args.limit is not None and args.limit < 1:
-        raise WrongUsage(f"--limit {args.limit}: at least 1 picture is needed")
-    for folder in (args.images, *(args.superres_images or ()), *(args.decision_images or ())):
-        if not folder.is_dir():
-            raise WrongUsage(f"{folder} is not a folder; name a folder of pictures")
+    tables, scales = checked(args)
 
     import cv2
     import pyarrow as pa
@@ -60,22 +47,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
-    strips = args.out / "strips"
-    strips.mkdir(parents=True, exist_ok=True)
-    work = {
-        "decision": [
-            lambda f=folder: evaluation.decision_rows(f, args.limit)
-            for folder in (args.images, *(args.decision_images or ()))
-        ],
-        "denoise": [lambda: evaluation.denoising_rows(args.images, args.limit, strips)],
-        "camera": [lambda: evaluation.camera_rows(args.images, args.limit, strips)],
-        "superres": [
-            lambda f=folder, s=scale: evaluation.enlarging_rows(f, s, args.limit, strips)
-            for folder in (args.superres_images or (args.images,))
-            for scale in scales
-        ],
-        "saving": [lambda: evaluation.saving_rows(args.images, args.codec, args.limit)],
-    }
+    work = parts_of(args, scales)
     rows: list[dict] = []
     try:
         for table in tables:
@@ -94,3 +66,44 @@ def evaluate(args: argparse.Namespace) -> int:
     print(json.dumps(evaluation.averages(rows), indent=2) if args.json else text, end="\n" if args.json else "")
     say(f"wrote {args.out}/restoration.md, restoration.parquet and strips/")
     return 0
+
+
+def checked(args: argparse.Namespace) -> tuple[list[str], list[int]]:
+    """(tables, scales) that are asked for. Raises WrongUsage."""
+    tables = [name for name in args.tables.split(",") if name]
+    if not tables or set(tables) - set(TABLES):
+        raise WrongUsage(f"--tables {args.tables}: choose from {', '.join(TABLES)}")
+    try:
+        scales = [int(scale) for scale in args.scales.split(",")]
+    except ValueError:
+        scales = []
+    if not scales or not set(scales) <= {2, 3, 4}:
+        raise WrongUsage(f"--scales {args.scales}: choose from 2, 3, 4")
+    if args.limit is not None and args.limit < 1:
+        raise WrongUsage(f"--limit {args.limit}: at least 1 picture is needed")
+    for folder in (args.images, *(args.superres_images or ()), *(args.decision_images or ())):
+        if not folder.is_dir():
+            raise WrongUsage(f"{folder} is not a folder; name a folder of pictures")
+    return tables, scales
+
+
+def parts_of(args: argparse.Namespace, scales: list[int]) -> dict[str, list[Callable[[], list[dict]]]]:
+    """What gives each table's rows, folder by folder; strips go to --out."""
+    from tasks.restoration import evaluate as evaluation
+
+    strips = args.out / "strips"
+    strips.mkdir(parents=True, exist_ok=True)
+    return {
+        "decision": [
+            lambda f=folder: evaluation.decision_rows(f, args.limit)
+            for folder in (args.images, *(args.decision_images or ()))
+        ],
+        "denoise": [lambda: evaluation.denoising_rows(args.images, args.limit, strips)],
+        "camera": [lambda: evaluation.camera_rows(args.images, args.limit, strips)],
+        "superres": [
+            lambda f=folder, s=scale: evaluation.enlarging_rows(f, s, args.limit, strips)
+            for folder in (args.superres_images or (args.images,))
+            for scale in scales
+        ],
+        "saving": [lambda: evaluation.saving_rows(args.images, args.codec, args.limit)],
+    }

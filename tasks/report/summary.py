@@ -249,59 +249,98 @@ def text(table: pa.Table, manifest: dict, *, region: str | None = None, storage_
     bill = savings.bill(table, manifest, region=region, storage_class=storage_class)
     run, source = (readable(manifest.get(name, "?")) for name in ("run_id", "source"))
     lasted = took(manifest)
+    parts = [
+        [
+            f"Nightpress run {run} of {source}",
+            f"finished {moment(manifest.get('finished', '?'))}" + (f" after {lasted}" if lasted else ""),
+        ],
+        _saved(table, figures),
+        _by_status(table, figures),
+        _by_form(table),
+        _dollars(figures, bill),
+        _proved(table, manifest),
+        _largest(table),
+        *(_by_cause(table, status, title) for status, title in CAUSES_TOLD),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+CAUSES_TOLD = (("failed", "failed"), ("kept", "kept at SOURCE"), ("skipped", "skipped"))
+
+
+def _saved(table: pa.Table, figures: savings.Totals) -> list[str]:
     lines = [
-        f"Nightpress run {run} of {source}",
-        f"finished {moment(manifest.get('finished', '?'))}" + (f" after {lasted}" if lasted else ""),
-        "",
         f"  before   {size(figures.source_bytes):>9} in {figures.objects:,} objects",
         f"  after    {size(figures.after_bytes):>9}, {share(figures.saved_bytes, figures.source_bytes)} less: "
         f"{size(figures.stored_bytes)} in {figures.stored_objects:,} objects under DEST"
         + (f", {size(figures.remaining_bytes)} that stay at SOURCE" if figures.remaining_bytes else ""),
     ]
-    lines += [f"  {line}" for line in quality_words(quality(table))]
-    lines += ["", f"  {'status':<12}{'objects':>10}{'before':>12}{'after':>12}{'saved':>9}"]
+    return lines + [f"  {line}" for line in quality_words(quality(table))]
+
+
+def _sums(name: str, part: savings.Totals | savings.Group, wide: int) -> str:
+    """A table's line: objects, bytes before and after, share saved."""
+    return (
+        f"  {name:<{wide}}{part.objects:>10,}{size(part.source_bytes):>12}{size(part.after_bytes):>12}"
+        f"{share(part.saved_bytes, part.source_bytes):>9}"
+    )
+
+
+def _by_status(table: pa.Table, figures: savings.Totals) -> list[str]:
+    lines = [f"  {'status':<12}{'objects':>10}{'before':>12}{'after':>12}{'saved':>9}"]
     for status in STATUSES:
         if figures.counts[status]:
             part = savings.totals(table.filter(pc.equal(table["status"], status)))
-            lines.append(
-                f"  {status:<12}{part.objects:>10,}{size(part.source_bytes):>12}{size(part.after_bytes):>12}"
-                f"{share(part.saved_bytes, part.source_bytes):>9}"
-            )
+            lines.append(_sums(status, part, 12))
+    return lines
+
+
+def _by_form(table: pa.Table) -> list[str]:
+    """What comes back how, where that is not the same for all."""
     back = savings.given_back(table)
-    if set(back) - {savings.GIVEN_BACK["seen"]}:
-        words = (f"{count:,} objects ({size(total)}) {how}" for how, (count, total) in back.items())
-        lines += ["", f"  comes back: {', '.join(words)}"]
-        lines += [f"  {'stored as':<28}{'objects':>10}{'before':>12}{'after':>12}{'saved':>9}"]
-        for group in savings.by_form(table):
-            lines.append(
-                f"  {group.name:<28}{group.objects:>10,}{size(group.source_bytes):>12}{size(group.after_bytes):>12}"
-                f"{share(group.saved_bytes, group.source_bytes):>9}"
-            )
-    lines += [
-        "",
+    if not set(back) - {savings.GIVEN_BACK["seen"]}:
+        return []
+    words = (f"{count:,} objects ({size(total)}) {how}" for how, (count, total) in back.items())
+    lines = [f"  comes back: {', '.join(words)}"]
+    lines += [f"  {'stored as':<28}{'objects':>10}{'before':>12}{'after':>12}{'saved':>9}"]
+    return lines + [_sums(group.name, group, 28) for group in savings.by_form(table)]
+
+
+def _dollars(figures: savings.Totals, bill: savings.Bill) -> list[str]:
+    now = "now: originals in part" if bill.removed_objects else "now: originals still there too"
+    retrieval = ", retrieval" if bill.storage_class != "STANDARD" else ""
+    lines = [
         f"  dollars a month, {bill.region}, {bill.storage_class}, list prices of {bill.prices_as_of}",
         f"  {'before Nightpress':<34}{money(bill.before):>14}",
-        f"  {'now: ' + ('originals in part' if bill.removed_objects else 'originals still there too'):<34}"
-        f"{money(bill.now):>14}",
+        f"  {now:<34}{money(bill.now):>14}",
         f"  {f'after removing {figures.removable_objects:,} originals':<34}{money(bill.after):>14}",
         f"  {'this run, once: about':<34}{money(bill.run_requests):>14}   "
-        f"({bill.gets:,} GET, {bill.puts:,} PUT" + (", retrieval)" if bill.storage_class != "STANDARD" else ")"),
+        f"({bill.gets:,} GET, {bill.puts:,} PUT{retrieval})",
     ]
     if bill.source_padding > 0:
         lines.append(f"  {'of it for minimum object sizes':<34}{money(bill.source_padding):>14}   (before)")
+    return lines
+
+
+def _proved(table: pa.Table, manifest: dict) -> list[str]:
     proved = proofs(table, manifest)
     sound = all(holds for holds, _ in proved)
-    lines += ["", "  nothing lost" if sound else "  look at this before you remove anything"]
-    lines += [f"  {'ok ' if holds else 'NOT'} {sentence}" for holds, sentence in proved]
+    lines = ["  nothing lost" if sound else "  look at this before you remove anything"]
+    return lines + [f"  {'ok ' if holds else 'NOT'} {sentence}" for holds, sentence in proved]
+
+
+def _largest(table: pa.Table) -> list[str]:
     top = largest(table, 5)
-    if top:
-        lines += ["", "  largest savings"]
-        lines += [f"  {size(row['saved_bytes']):>9}  {row['status']:<10}  {readable(row['key'], 72)}" for row in top]
-    for status, title in (("failed", "failed"), ("kept", "kept at SOURCE"), ("skipped", "skipped")):
-        found = causes(table, status)
-        if found:
-            lines += ["", f"  {title}, by cause"]
-            lines += [f"  {cause.objects:>9,}  {readable(cause.text, 84)}" for cause in found[:5]]
-            if len(found) > 5:
-                lines.append(f"  {sum(c.objects for c in found[5:]):>9,}  for {len(found) - 5:,} other causes")
-    return "\n".join(lines) + "\n"
+    lines = [f"  {size(row['saved_bytes']):>9}  {row['status']:<10}  {readable(row['key'], 72)}" for row in top]
+    return ["  largest savings", *lines] if top else []
+
+
+def _by_cause(table: pa.Table, status: str, title: str) -> list[str]:
+    found = causes(table, status)
+    if not found:
+        return []
+    lines = [f"  {title}, by cause"]
+    lines += [f"  {cause.objects:>9,}  {readable(cause.text, 84)}" for cause in found[:5]]
+    if len(found) > 5:
+        lines.append(f"  {sum(c.objects for c in found[5:]):>9,}  for {len(found) - 5:,} other causes")
+    return lines
