@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from codec import metrics
-from codec.local_loss import LocalLoss, Losses
-from codec.ssimulacra2 import MIN_SIDE, Reference
+from codec.metrics.local_loss import LocalLoss, Losses
+from codec.metrics.ssimulacra2 import MIN_SIDE, Reference
 
 
 class Original:

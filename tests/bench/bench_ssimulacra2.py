@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from skimage import data
 
-from codec.local_loss import LocalLoss
-from codec.ssimulacra2 import KEPT_PIXELS, Reference, ssimulacra2
+from codec.metrics.local_loss import LocalLoss
+from codec.metrics.ssimulacra2 import KEPT_PIXELS, Reference, ssimulacra2
 
 PHOTOGRAPHS = "astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "camera"
 SHAPES = [

@@ -17,7 +17,7 @@ is smoothed along them. With d = decoded - original, both factors of SSIM are 1 
     1 - (mean d)^2   and   1 - var d / (var original + var decoded + C2),
 
 so float32 loses nothing where pictures are nearly equal, and equal ones have 100 exactly. Where all weights of a map
-are zero (structure of X and B at full size), it is not computed. Other metrics are in metrics.py; local_loss.py finds
+are zero (structure of X and B at full size), it is not computed. Other metrics are in fidelity.py; local_loss.py finds
 what a mean over the picture hides. Everything runs in the calling thread, most of it without the interpreter's lock.
 """
 
@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from codec.metrics import pixels_of
-from codec.smoothing import EXACT, REACH, SUMS, across, around, down, gaussian, halve
+from codec.metrics.fidelity import pixels_of
+from codec.metrics.smoothing import EXACT, REACH, SUMS, across, around, down, gaussian, halve
 
 MIN_SIDE = 8  # pixels: below it the metric is undefined
 SCALES = 6

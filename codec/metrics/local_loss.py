@@ -31,8 +31,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from codec.metrics import pixels_of
-from codec.smoothing import EXACT, REACH, SUMS, across, around, down, gaussian, halve
+from codec.metrics.fidelity import pixels_of
+from codec.metrics.smoothing import EXACT, REACH, SUMS, across, around, down, gaussian, halve
 
 LEAST_SHARE = 0.5  # of the worst tile: below it, something that a person would miss is gone
 LARGEST_DELTA_E = 1.0  # CIEDE2000 of flat colours

@@ -11,8 +11,8 @@ from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from codec import ssimulacra2 as module
-from codec.ssimulacra2 import Reference, ssimulacra2
+from codec.metrics import ssimulacra2 as module
+from codec.metrics.ssimulacra2 import Reference, ssimulacra2
 
 
 def quantised(array, step):

@@ -9,9 +9,9 @@ from scipy.ndimage import gaussian_filter
 from skimage import data
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from codec.local_loss import LARGEST_DELTA_E, LEAST_SHARE, LocalLoss, ciede2000, lab, local_loss
 from codec.metrics import ms_ssim
-from codec.ssimulacra2 import ssimulacra2
+from codec.metrics.local_loss import LARGEST_DELTA_E, LEAST_SHARE, LocalLoss, ciede2000, lab, local_loss
+from codec.metrics.ssimulacra2 import ssimulacra2
 
 
 def rounded(values):
