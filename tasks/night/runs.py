@@ -35,11 +35,11 @@ class Night:
     source: str
     dest: str
     quality: float | None = None  # one of quality, (metric, target) and budget
-    metric: str | None = None  # psnr, ms-ssim
+    metric: str | None = None  # ssimulacra2, psnr, ms-ssim
     target: float | None = None
     dedup: str = "near"
     embedding: str | None = None  # copy, classifier, autoencoder, or the key under DEST of a user's own network
-    denoise: bool = True
+    denoise: bool = False
     superres: bool = False
     codec: str = "learned"  # policy of forms: learned, lossless, avif, jxl, smallest
     min_gain: float = 10.0  # percent
