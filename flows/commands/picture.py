@@ -13,6 +13,7 @@ from pathlib import Path
 from flows.console import WorkFailed, WrongUsage
 from tasks.report.words import size
 
+MEASURES = {"psnr": "PSNR {:.2f} dB", "ms-ssim": "MS-SSIM {:.5f}", "ssimulacra2": "SSIMULACRA2 {:.2f}"}
 FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
@@ -62,36 +63,17 @@ def register(subparsers) -> None:
 
 
 def run_encode(args: argparse.Namespace) -> int:
-    from codec.rate_control.target import parse_target
-
-    try:
-        metric, value = parse_target(args.target) if args.target else (None, None)
-    except ValueError as error:
-        raise WrongUsage(str(error)) from None
-    if args.quality is not None and not 0 <= args.quality <= 100:
-        raise WrongUsage(f"--quality {args.quality:g} is outside 0..100")
-    if args.max_bytes is not None:
-        if args.max_bytes < 1:
-            raise WrongUsage(f"--max-bytes {args.max_bytes}: at least 1")
-        metric, value = "bytes", args.max_bytes
+    metric, value = goal_of(args)
     source = _read(args.image)
     _need_folder(args.file)
 
-    from codec import CodecError, PictureError, get_model, level_of, open_picture, prepare
-    from codec.encoder import DEFAULT_QUALITY
-    from codec.rate_control.target import target_level
+    from codec import CodecError, PictureError, get_model, open_picture, prepare
 
     start = time.perf_counter()
     try:
         picture = open_picture(source, args.max_pixels)
-        model = get_model(args.model, device=_device(args.device))
-        prepared = prepare(picture, model)
-        if metric:
-            reached = target_level(prepared, metric, value)
-            data, level = reached.bitstream, reached.level
-        else:
-            reached, level = None, level_of(DEFAULT_QUALITY if args.quality is None else args.quality)
-            data = prepared.code(level)
+        prepared = prepare(picture, get_model(args.model, device=_device(args.device)))
+        data, level, reached = coded(prepared, metric, value)
     except (PictureError, CodecError, ValueError) as error:
         raise WorkFailed(f"{args.image}: {error}") from error
     _write(args.file, data)
@@ -107,22 +89,53 @@ def run_encode(args: argparse.Namespace) -> int:
     }
     if reached:
         result.update(metric=reached.metric, value=reached.value, passes=reached.passes)
-    if args.json:
-        print(json.dumps(result))
-        return 0
-    met = (
-        {"psnr": "PSNR {:.2f} dB", "ms-ssim": "MS-SSIM {:.5f}", "ssimulacra2": "SSIMULACRA2 {:.2f}"}.get(
-            reached.metric, ""
-        )
-        if reached
-        else ""
-    )
-    print(
-        f"{args.file}: {size(len(data))} ({len(data) / len(source):.1%} of {size(len(source))}), "
-        f"{picture.width}x{picture.height}, {result['bpp']:.3f} bpp, quality {level / 10:g}"
-        + (f", {met.format(reached.value)}" if met else "")
-    )
+    print(json.dumps(result) if args.json else encoded_words(result))
     return 0
+
+
+def goal_of(args: argparse.Namespace) -> tuple[str, float]:
+    """(metric, value) of what the bitstream is to meet: `quality` 0..100, `bytes`, or a target's. Raises WrongUsage."""
+    if args.target:
+        from codec.rate_control.target import parse_target
+
+        try:
+            return parse_target(args.target)
+        except ValueError as error:
+            raise WrongUsage(str(error)) from None
+    if args.max_bytes is not None:
+        if args.max_bytes < 1:
+            raise WrongUsage(f"--max-bytes {args.max_bytes}: at least 1")
+        return "bytes", args.max_bytes
+    if args.quality is None:
+        from codec.encoder import DEFAULT_QUALITY
+
+        return "quality", DEFAULT_QUALITY
+    if not 0 <= args.quality <= 100:
+        raise WrongUsage(f"--quality {args.quality:g} is outside 0..100")
+    return "quality", args.quality
+
+
+def coded(prepared, metric: str, value: float) -> tuple[bytes, int, object]:
+    """(bitstream, its level, the rate control's Reached or None) of what `prepare` gave. Raises ValueError."""
+    from codec import level_of
+    from codec.rate_control.target import target_level
+
+    if metric == "quality":
+        level = level_of(value)
+        return prepared.code(level), level, None
+    reached = target_level(prepared, metric, value)
+    return reached.bitstream, reached.level, reached
+
+
+def encoded_words(result: dict) -> str:
+    """The outcome on one line."""
+    words = (
+        f"{result['file']}: {size(result['bytes'])} ({result['bytes'] / result['source_bytes']:.1%} of "
+        f"{size(result['source_bytes'])}), {result['width']}x{result['height']}, {result['bpp']:.3f} bpp, "
+        f"quality {result['quality']:g}"
+    )
+    met = MEASURES.get(result.get("metric"))
+    return f"{words}, {met.format(result['value'])}" if met else words
 
 
 def run_decode(args: argparse.Namespace) -> int:
