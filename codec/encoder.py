@@ -25,9 +25,9 @@ from codec.engine.transforms import gain_factors
 from codec.engine.windows import Bands, Grid, Window
 from codec.errors import UnknownModel
 from codec.format import LEVELS, level_of
+from codec.metrics.original import Original
 from codec.models import get_model
 from codec.network.night_codec import NightCodec
-from codec.original import Original
 from codec.pictures.files import Picture, open_picture, picture_from_image
 from codec.rate_control.target import encode_prepared
 from codec.threads import map_threads, team

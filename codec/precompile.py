@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from codec import decode, encode
-from codec.original import Original
+from codec.metrics.original import Original
 
 
 def main() -> None:

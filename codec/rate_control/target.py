@@ -14,8 +14,8 @@ import numpy as np
 from codec.errors import CodecError
 from codec.format import LEVELS
 from codec.metrics import MS_SSIM_MIN_SIDE, ms_ssim_db
+from codec.metrics.original import Original
 from codec.metrics.ssimulacra2 import MIN_SIDE as SSIMULACRA2_MIN_SIDE
-from codec.original import Original
 
 EXCESS = {"psnr": 0.1, "ms-ssim": 0.1, "ssimulacra2": 0.5}  # by which a target may be exceeded: dB; points
 SHORT = 0.02  # part of a byte target that may stay unused

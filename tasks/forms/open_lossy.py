@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from codec import metrics
-from codec.original import Original
+from codec.metrics.original import Original
 from codec.pictures.files import Picture
 from codec.pictures.metadata import Metadata, png_chunks
 from codec.pictures.profiles import is_srgb

@@ -24,8 +24,8 @@ from PIL import Image
 from codec import decoder, encoder, metrics, models
 from codec.errors import CodecError
 from codec.format import level_of
+from codec.metrics.original import Original
 from codec.metrics.ssimulacra2 import MIN_SIDE as SSIMULACRA2_MIN_SIDE
-from codec.original import Original
 from codec.pictures.errors import PictureError, UncarriedPicture
 from codec.pictures.files import Picture, open_picture
 from codec.rate_control import target as rate

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from skimage import data
 
 from codec import UnknownModel, decode, encode, get_model, metrics, prepare
+from codec.metrics.original import Original
 from codec.metrics.ssimulacra2 import ssimulacra2
-from codec.original import Original
 from codec.rate_control import target as rate
 from codec.rate_control.target import LocalLossRemains, TargetUnreachable, parse_target, target_level
 
