@@ -1,6 +1,6 @@
 """SSIMULACRA2, version 2.1: how close a decoded picture looks to its original, 100 for equal, 90 visually lossless.
 
-The metric is Jon Sneyers' (Cloudinary, https://github.com/cloudinary/ssimulacra2; the constants are its own): at six
+The metric is Jon Sneyers' (Cloudinary; its constants are in ssimulacra2_constants.py): at six
 scales, halved in linear light, three error maps in XYB colours (structure, edges that came up, edges that went), of
 each the mean and the 4-norm, 108 numbers in all, weighted and bent to the scale of CID22's viewers. About its scale:
 30 low, 50 medium, 70 high, 80 very high, 90 visually lossless; it has no lower end.
@@ -28,9 +28,9 @@ import numpy as np
 
 from codec.metrics.fidelity import pixels_of
 from codec.metrics.smoothing import EXACT, REACH, SUMS, across, around, down, gaussian, halve
+from codec.metrics.ssimulacra2_constants import BIAS, C2, MIX, SCALES, WEIGHTS, distance_of
 
 MIN_SIDE = 8  # pixels: below it the metric is undefined
-SCALES = 6
 TILE = 64  # pixels a side of what `score_and_tiles` gives a value for
 KEPT_PIXELS = 4_000_000  # above, a Reference computes the original's planes (40 bytes a pixel) anew in each pass
 
@@ -38,45 +38,8 @@ BAND = 64  # rows that are worked on together, a multiple of TILE / 2^scale at a
 STRIP = 256  # columns that are smoothed together, a multiple of TILE
 _TAPS = gaussian(1.5)
 
-C2 = 0.0009
-_BIAS = 0.0037930732552754493
-_MIX = np.array(
-    [
-        [0.30, 0.622, 0.078],
-        [0.23, 0.692, 0.078],
-        [0.24342268924547819, 0.20476744424496821, 1 - 0.24342268924547819 - 0.20476744424496821],
-    ],
-    np.float32,
-)  # linear RGB to the cones' L, M, S
 _codes = np.arange(256) / 255
 _LINEAR = np.where(_codes <= 0.04045, _codes / 12.92, ((_codes + 0.055) / 1.055) ** 2.4).astype(np.float32)  # sRGB
-
-# by channel X, Y, B and scale 1:1 to 1:32: means of structure, edges that came, edges that went; their 4-norms
-_WEIGHTS = np.array(
-    """
-    0 0.0007376606707406586 0  0 0.0007793481682867309 0
-    0 0.0004371155730107379 0  1.1041726426657346 0.00066284834129271 0.00015231632783718752
-    0 0.0016406437456599754 0  1.8422455520539298 11.441172603757666 0
-    0.0007989109436015163 0.000176816438078653 0  1.8787594979546387 10.94906990605142 0
-    0.0007289346991508072 0.9677937080626833 0  0.00014003424285435884 0.9981766977854967 0.00031949755934435053
-    0.0004550992113792063 0 0  0.0013648766163243398 0 0
-
-    0 0 0  7.466890328078848 0 17.445833984131262
-    0.0006235601634041466 0 0  6.683678146179332 0.00037724407979611296 1.027889937768264
-    225.20515300849274 0 0  19.213238186143016 0.0011401524586618361 0.001237755635509985
-    176.39317598450694 0 0  24.43300999870476 0.28520802612117757 0.0004485436923833408
-    0 0 0  34.77906344483772 44.835625328877896 0
-    0 0 0  0 0 0
-
-    0 0.0008680556573291698 0  0 0 0
-    0 0.0005313191874358747 0  0.00016533814161379112 0 0
-    0 0 0  0.0004179171803251336 0.0017290828234722833 0
-    0.0020827005846636437 0 0  8.826982764996862 23.19243343998926 0
-    95.1080498811086 0.9863978034400682 0.9834382792465353  0.0012286405048278493 171.2667255897307 0.9807858872435379
-    0 0 0  0.0005130064588990679 0 0.00010854057858411537
-    """.split(),
-    np.float64,
-).reshape(3 * SCALES, 2, 3)
 
 
 def ssimulacra2(original, decoded) -> float:
@@ -178,7 +141,7 @@ def _scales(height: int, width: int, channels: int) -> list[_Scale]:
     while len(sizes) < SCALES and min(sizes[-1]) > 2 * (MIN_SIDE - 1):
         height, width = -(-height // 2), -(-width // 2)
         sizes.append((height, width))
-    weights = _WEIGHTS.ravel()[: 3 * len(sizes) * 6].reshape(3, len(sizes), 2, 3)
+    weights = WEIGHTS.ravel()[: 3 * len(sizes) * 6].reshape(3, len(sizes), 2, 3)
     weights = weights[1:2] if channels == 1 else weights
     return [_Scale(*size, TILE >> i, weights[:, i]) for i, size in enumerate(sizes)]
 
@@ -187,9 +150,7 @@ def _score(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[...,S,C,2,3] means of the maps and of their fourth powers -> scores [...]."""
     norms = np.abs(sums)
     norms[..., 1, :] **= 0.25
-    x = (norms * weights).sum((-4, -3, -2, -1)) * 0.9562382616834844
-    x = 2.326765642916932 * x - 0.020884521182843837 * x**2 + 6.248496625763138e-05 * x**3
-    return 100 - 10 * np.maximum(x, 0) ** 0.6276336467831387
+    return 100 - distance_of((norms * weights).sum((-4, -3, -2, -1)))
 
 
 class _Bands:
@@ -216,7 +177,7 @@ class _Bands:
         else:
             linear[:] = source[:, first:last]
         halve(linear, top - first, min(BAND, self.height - top), half, top // 2)
-        _to_xyb(linear, _MIX, out)
+        _to_xyb(linear, MIX, out)
         return out
 
 
@@ -265,7 +226,7 @@ def _cube_root(x, out):
 @numba.njit(**EXACT)
 def _to_xyb(linear, mix, out):
     """float32 [C,n,W], C = 3 or 1, to X, Y and B - Y, or Y alone, each moved to about 0..1."""
-    bias, root_of_bias = np.float32(_BIAS), np.float32(_BIAS ** (1 / 3))
+    bias, root_of_bias = np.float32(BIAS), np.float32(BIAS ** (1 / 3))
     width = linear.shape[2]
     cones, roots = np.empty((3, width), np.float32), np.empty((3, width), np.float32)
     for i in range(linear.shape[1]):

@@ -2,10 +2,11 @@
 
 Needs torch, numpy, Pillow and safetensors alone, so that it runs wherever a GPU is lent:
 `python -m codec.training.train --help`. One model learns all rates: each sample draws a level, its loss is (bpp +
-lambda 255^2 MSE) / sqrt(lambda). The learning rate is constant, then falls with a cosine to zero over the last part of
-the time given; the state at the start of the fall is kept (trunk.pt), and `--resume` goes on from there with more time.
-From the fall on, rounding follows the rate-distortion thresholds of use; in the last tenth symbols are real ones, those
-of the trellis, and the bottlenecks in 8 bits (with `--finish 1` from the first step: how a start is trained further).
+distortion) / sqrt(lambda), the distortion lambda 255^2 MSE or a mix of it and what people see (perceptual.py). The
+learning rate is constant, then falls with a cosine to zero over the last part of the time given; the state at the start
+of the fall is kept (trunk.pt), and `--resume` goes on from there with more time. From the fall on, rounding follows the
+rate-distortion thresholds of use; in the last tenth symbols are real ones, those of the trellis, and the bottlenecks in
+8 bits (with `--finish 1` from the first step: how a start is trained further).
 
 `nightpress train codec` calls `train` and finds contexts afterwards (fit_contexts.py). What was tried:
 docs/experiments.md.
@@ -33,6 +34,7 @@ from codec.training.device_crops import DeviceCrops
 from codec.training.export import export, measure_steps
 from codec.training.loop import Loop, Means, checkpoint, cosine
 from codec.training.muon import Optimiser, clipped
+from codec.training.perceptual import Mix
 from codec.training.samples import PAGES, REDUCED, SYNTHETIC, batch, load_pictures, rendered_page
 
 NOISY, THRESHOLDS, REAL = "noisy", "thresholds", "real"  # phases: how symbols are rounded
@@ -43,7 +45,7 @@ STEP_LEAST = 1e-5  # of the bottlenecks' quantisation steps
 class Recipe:
     """batch: samples a step; size: side of a sample in pixels; rate: the optimiser's highest; decay: share of the time
     in which it falls; finish: share of the time, at the end, on real symbols; table_crops: samples that the entropy
-    tables are counted on."""
+    tables are counted on; ssimulacra2, ms_ssim: shares of the distortion (perceptual.Mix)."""
 
     batch: int = 8
     size: int = 192
@@ -51,6 +53,8 @@ class Recipe:
     decay: float = 0.6
     finish: float = 0.1
     table_crops: int = 256
+    ssimulacra2: float = 0.0
+    ms_ssim: float = 0.0
 
     def phase(self, progress: float) -> str:
         if progress >= 1 - self.finish:
@@ -69,6 +73,7 @@ class _Trainer:
 
     def __init__(self, model: NightCodec, recipe: Recipe, say: Callable[[str], object]):
         self.model, self.recipe, self.phase = model, recipe, NOISY
+        self.mix = Mix(recipe.ssimulacra2, recipe.ms_ssim)
         # Biases that move as fast as kernels push bottlenecks' units below zero for good.
         biases = [part.bias for block in model.blocks for part in (block.narrow, block.spatial)]
         laps = [model.lap_analysis, model.lap_synthesis]
@@ -100,7 +105,7 @@ class _Trainer:
         pixels, weight = x.shape[2] * x.shape[3], lambda_of(level)
         bpp = (y_bits + z_bits) / pixels
         error = (x_hat - x).square().mean((1, 2, 3)) * 255.0**2
-        loss = ((bpp + weight * error) / weight.sqrt()).mean() * 0.1
+        loss = ((bpp + self.mix.distortion(x, x_hat, level)) / weight.sqrt()).mean() * 0.1
         self.optimiser.zero_grad()
         loss.backward()
         norm = clipped(self.parameters, 1.0)
@@ -233,6 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("batch", "samples a step"), ("size", "side of a sample in pixels"), ("rate", "the optimiser's highest"),
         ("decay", "share of the time in which the learning rate falls"),
         ("finish", "share of the time on real symbols"), ("table_crops", "samples that tables are counted on"),
+        ("ssimulacra2", "share of the distortion that SSIMULACRA2 makes up"), ("ms_ssim", "that MS-SSIM makes up"),
     ):  # fmt: skip
         default = getattr(usual, field)
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(default), default=default, help=text)
@@ -253,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = Config(**of_start | given)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    recipe = Recipe(a.batch, a.size, a.rate, a.decay, a.finish, a.table_crops)
+    recipe = Recipe(a.batch, a.size, a.rate, a.decay, a.finish, a.table_crops, a.ssimulacra2, a.ms_ssim)
     train(
         a.data, a.out, a.minutes, steps=a.steps, recipe=recipe, device=a.device, resume=a.resume, seed=a.seed,
         config=config, start=a.start,

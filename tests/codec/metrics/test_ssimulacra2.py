@@ -144,6 +144,6 @@ def test_weights_are_read_on_without_a_gap_where_scales_are_missing():
     scales = module._scales(16, 40, 3)
     assert [(scale.height, scale.width, scale.side) for scale in scales] == [(16, 40, 64), (8, 20, 32)]
     flat = np.concatenate([scale.weights[c].ravel() for c in range(3) for scale in scales])
-    assert np.array_equal(flat, module._WEIGHTS.ravel()[:36])
+    assert np.array_equal(flat, module.WEIGHTS.ravel()[:36])
     assert len(module._scales(15, 15, 3)) == 2 and len(module._scales(14, 300, 3)) == 1
     assert [scale.height for scale in module._scales(512, 512, 3)] == [512, 256, 128, 64, 32, 16]
