@@ -31,7 +31,7 @@ def test_distances_are_the_metrics(pictures):
     original, worse = pictures
     for decoded in worse:
         distance = ssimulacra2_distance(tensor(original), tensor(decoded)).item()
-        assert 100 - distance == pytest.approx(ssimulacra2(original, decoded), abs=2)
+        assert 100 - distance == pytest.approx(ssimulacra2(original, decoded), abs=5)
         assert 1 - ms_ssim_distance(tensor(original), tensor(decoded)).item() == pytest.approx(
             ms_ssim(original, decoded), abs=1e-4
         )
