@@ -1,8 +1,9 @@
 """What people see, as a training can follow it: differentiable SSIMULACRA2 and MS-SSIM, mixed with squared error.
 
 Differences from the metrics that are reported (codec/metrics): pixels need not be whole numbers, values outside 0..1
-are clamped, and the Gaussian's border is mirrored on all sides (1 to 4 points on pieces of 256 pixels). Windows are banded matrices, since on a CPU two
-products with such are many times faster than a convolution of one channel. Needs torch and numpy alone.
+are clamped, and the Gaussian's border is mirrored on all sides, which is 1 to 4 points on pieces of 256 pixels. Windows
+are banded matrices, since on a CPU two products with such are many times faster than a convolution of one channel.
+Needs torch and numpy alone.
 """
 
 import dataclasses
