@@ -44,7 +44,7 @@ def open_pictures(folder: str | Path) -> tuple[list[tuple[str, Image.Image]], di
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         try:
-            image = open_picture(path.read_bytes()).image
+            image = open_picture(path.read_bytes(), checked=False).image
         except PictureError as error:
             left_out[name] = str(error)
             continue

@@ -103,6 +103,8 @@ def open_picture(data: bytes, max_pixels: int = 200_000_000, *, checked: bool = 
         quality = jpeg_quality(image)
         metadata = _metadata(image, data, known)
         exact = exact_values(image) if checked and _may_be_exact(image, data) else None
+        if exact and image.mode == "P" and format != "PNG":
+            raise UncarriedPicture(f"numbers of a palette that are codes: {exact}", **known)
         image = _upright(_plain(image), orientation(metadata))
     except PictureError:
         raise

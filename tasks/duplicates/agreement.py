@@ -83,7 +83,7 @@ class Original:
 
 def original_of(data: bytes, max_pixels: int = 200_000_000) -> Original:
     """Raises codec.PictureError."""
-    return Original(open_picture(data, max_pixels).image, coding_of(data))
+    return Original(open_picture(data, max_pixels, checked=False).image, coding_of(data))
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def scan_store(
         facts |= fingerprints([data], threads=1, fast=fast, max_pixels=max_pixels)[0]
         if embedder and "error" not in facts:
             with contextlib.suppress(PictureError):
-                facts["vector"] = embedder.embed([open_picture(data, max_pixels).image])[0]
+                facts["vector"] = embedder.embed([open_picture(data, max_pixels, checked=False).image])[0]
         return facts
 
     objects = iter(objects)

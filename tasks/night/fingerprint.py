@@ -3,7 +3,7 @@
 A row leaves with status null where it is a picture to be compressed (or to become a duplicate), with `kept`, `skipped`
 or `failed` and a reason otherwise. `denoised` says here what is planned for it. Hashes are
 duplicates/perceptual_hash.py's, what is noise restoration/decision.py's, what counts as a sound picture
-codec/pixels.py's.
+codec/pictures's.
 """
 
 import hashlib

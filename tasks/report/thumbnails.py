@@ -103,7 +103,7 @@ class Album:
         if self.source is None:
             raise NotShown("the original was not at hand")
         try:
-            return flat(open_picture(self.source.read(row["key"], max_bytes=READ_LIMIT)).image)
+            return flat(open_picture(self.source.read(row["key"], max_bytes=READ_LIMIT), checked=False).image)
         except Exception as error:  # whatever is wrong with one object, the page goes on without it
             raise NotShown(f"the original could not be read: {type(error).__name__}: {error}") from error
 

@@ -117,7 +117,7 @@ def test_palettes_and_bilevel_become_plain_pictures():
     clear = open_picture(file(palette, "PNG", transparency=3))
     assert clear.image.mode == "RGBA"
     assert ((np.asarray(clear.image)[:, :, 3] == 0) == (np.asarray(palette) == 3)).all()
-    assert open_picture(file(palette, "GIF")).image.mode == "RGB"
+    assert open_picture(file(palette, "GIF"), checked=False).image.mode == "RGB"
     bilevel = photo(mode="L").convert("1")
     opened = open_picture(file(bilevel, "PNG"))
     assert (opened.mode, opened.image.mode) == ("1", "L")
@@ -130,6 +130,12 @@ def test_values_that_are_names_are_told():
     assert "exact values" in open_picture(file(labels, "PNG")).exact
     assert open_picture(file(labels, "PNG"), checked=False).exact is None
     assert open_picture(file(labels, "JPEG")).exact is None
+    numbers = labels.copy()
+    numbers.putpalette(bytes(range(256)) * 3)
+    assert open_picture(file(numbers, "PNG")).exact
+    for format in ("GIF", "TIFF", "BMP"):  # of which only a PNG of colours would come back
+        with pytest.raises(UncarriedPicture, match="numbers of a palette"):
+            open_picture(file(numbers, format))
     assert open_picture(file(photo(), "PNG")).exact is None
 
 
