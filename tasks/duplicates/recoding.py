@@ -34,6 +34,8 @@ BETTER = 0.6  # of the error without an earlier JPEG: what one must bring it to
 SAMPLE = 400  # blocks by which quality and filter are chosen
 MOST_PIXELS = 32_000_000  # above, WebP and AVIF are not coded again: only what agrees without it is a copy
 TRIES = 7  # qualities of WebP and AVIF
+EFFORTS: dict[str, tuple[dict, ...]] = {"WEBP": ({},), "AVIF": ({}, {"speed": 9})}  # with which they are coded again
+AROUND, OTHERWISE = (5, 5), 2.0  # blocks, and times what coding again moves a coefficient by in any of them
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def ijg_tables(quality: int) -> tuple[np.ndarray, np.ndarray]:
 @dataclass(frozen=True)
 class Explanation:
     """references: pictures (uint8) of which each block of the file may be any. bounds: for luma and chroma, float32
-    [8,8], what coding may have moved coefficients by; None: what it did to the first reference to give the second."""
+    [8,8], what coding may have moved coefficients by; None: by what it did around a block of the first reference to
+    give the second, OTHERWISE times, since another encoder chooses otherwise."""
 
     name: str
     references: list[np.ndarray]
@@ -126,7 +129,8 @@ class Explanation:
         """[8,8] or [rows,columns,8,8]. moved: coefficients of the second reference less the first."""
         if self.bounds is not None:
             return self.bounds[chroma]
-        return maximum_filter(np.abs(moved), (3, 3, 1, 1), mode="nearest")  # of a block and the eight around it
+        around = maximum_filter(np.abs(moved), (*AROUND, 1, 1), mode="nearest")
+        return OTHERWISE * around + np.sqrt((moved**2).mean((0, 1)))
 
 
 def explanations(pixels: np.ndarray, own: np.ndarray, coding: Coding) -> Iterator[Explanation]:
@@ -139,12 +143,14 @@ def explanations(pixels: np.ndarray, own: np.ndarray, coding: Coding) -> Iterato
         return
     nothing = (np.zeros((8, 8), np.float32),) * 2
     yield Explanation("the same pixels", [pixels], nothing, (1, 1))
-    if coding.format in ("WEBP", "AVIF"):
+    if coding.format in EFFORTS:
         if pixels.shape[0] * pixels.shape[1] <= MOST_PIXELS:
             bare = through_jpeg(pixels, (2, 2), None)
-            yield Explanation(coding.format, [bare, at_length(pixels, coding.format, coding.length)], None, (2, 2))
+            for effort in EFFORTS[coding.format]:
+                again = at_length(pixels, coding.format, coding.length, effort)
+                yield Explanation(coding.format, [bare, again], None, (2, 2))
     elif coding.palette or coding.format == "GIF":
-        yield Explanation("a palette", [pixels, through_format(pixels, "GIF", None)[0]], None, (1, 1))
+        yield Explanation("a palette", [pixels, through_format(pixels, "GIF")[0]], None, (1, 1))
     elif (quality := earlier_quality(pixels, own, None)) is not None:
         first = ijg_tables(quality)
         for sampling in ((2, 2), (1, 1)) if own.ndim == 3 else ((1, 1),):
@@ -185,19 +191,19 @@ def through_jpeg(pixels: np.ndarray, sampling: tuple[int, int], tables: tuple | 
     return np.asarray(Image.open(out))
 
 
-def through_format(pixels: np.ndarray, format: str, quality: int | None) -> tuple[np.ndarray, int]:
-    """(uint8 as `pixels`, bytes of the file), through what Pillow writes in this format by default."""
+def through_format(pixels: np.ndarray, format: str, **options) -> tuple[np.ndarray, int]:
+    """(uint8 as `pixels`, bytes of the file), through what Pillow writes in this format."""
     out, image = io.BytesIO(), Image.fromarray(pixels)
-    image.save(out, format, **({} if quality is None else {"quality": quality}))
+    image.save(out, format, **options)
     return np.asarray(Image.open(out).convert(image.mode)), out.tell()
 
 
-def at_length(pixels: np.ndarray, format: str, length: int) -> np.ndarray:
+def at_length(pixels: np.ndarray, format: str, length: int, effort: dict) -> np.ndarray:
     """Through WebP or AVIF at the quality at which the file has this length, or nearly (regula falsi on its log)."""
     known = {0: -np.inf, 101: np.inf}  # quality -> log of the length there
     wanted, quality, best = np.log(length), 75, None
     for _ in range(TRIES):
-        coded, here = through_format(pixels, format, quality)
+        coded, here = through_format(pixels, format, quality=quality, **effort)
         known[quality] = np.log(here)
         if best is None or abs(known[quality] - wanted) < best[0]:
             best = (abs(known[quality] - wanted), coded)

@@ -20,6 +20,7 @@ TITLES = {  # in the order of the page; no title: not in its menu
     "where": "Folders and formats",
     "worst": "Worst pictures",
     "duplicates": "Duplicates",
+    "similar": "Similar pictures",
     "causes": "Not compressed",
     "settings": "The run",
 }
@@ -50,7 +51,7 @@ def build(
     album = Album(source, dest, decode=decode, budget=picture_bytes * 3 // 4, seconds=seconds * 2 / 3)
     worst = sections.worst_rows(table)
     worst_view = sections.worst(worst, totals.counts["compressed"], album)
-    album.budget += picture_bytes // 4  # what the worst pictures leave, and a quarter, is for duplicates
+    album.budget += picture_bytes // 4  # what the worst pictures leave, and a quarter: duplicates and similar ones
     album.until += seconds / 3
     views = {
         "saved": sections.saved(table, manifest, totals),
@@ -59,6 +60,7 @@ def build(
         "where": sections.where(table),
         "worst": worst_view,
         "duplicates": sections.duplicates(table, album),
+        "similar": sections.similar(table, album),
         "causes": sections.causes(table),
         "settings": sections.settings(table, manifest),
     }

@@ -17,7 +17,7 @@ from tasks.report import charts, savings, summary
 from tasks.report.thumbnails import Album, NotShown, rows_of
 from tasks.report.words import moment, number, plural, readable, size
 
-WORST, GROUPS, MEMBERS, LINES, POINTS = 20, 12, 5, 14, 1500
+WORST, GROUPS, MEMBERS, SIMILAR, LINES, POINTS = 20, 12, 5, 8, 14, 1500
 STATUS_WORDS = {
     "compressed": "compressed",
     "duplicate": "duplicates",
@@ -334,6 +334,24 @@ def duplicate_group(group: dict, copies: pa.Table, keeper: dict | None, album: A
         "figures": figures,
         "left": group["key_count"] - len(members),
     }
+
+
+def similar(table: pa.Table, album: Album) -> dict | None:
+    """Pictures that look much like another and are none of its copies, those that cost most first, side by side."""
+    rows, freed = summary.similar_rows(table)
+    if not len(rows):
+        return None
+    order = pc.sort_indices(rows, [("freed", "descending"), ("key", "ascending")])[:SIMILAR]
+    shown = rows.take(order).to_pylist()
+    others = table.filter(pc.is_in(table["key"], pa.array([row["similar_to"] for row in shown], pa.string())))
+    others = {row["key"]: row for row in others.to_pylist()}
+    pairs = []
+    for row in shown:
+        pair = [{"row": row, "shown": thumbnail(row, album), "kind": "", "label": f"{size(row['freed'])} by hand"}]
+        if other := others.get(row["similar_to"]):
+            pair.append({"row": other, "shown": thumbnail(other, album), "kind": "keeper", "label": "much like it"})
+        pairs.append(pair)
+    return {"total": len(rows), "freed": freed, "pairs": pairs}
 
 
 # --- causes and settings ---

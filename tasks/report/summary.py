@@ -56,12 +56,14 @@ def _numbers(table: pa.Table, name: str) -> np.ndarray:
 
 
 def quality(table: pa.Table) -> Quality:
-    """How good the compressed pictures are, as measured on their decoded bitstreams."""
+    """How good the compressed pictures are, as measured on their decoded bitstreams; those without any difference are
+    counted and left out of the other figures."""
     compressed = table.filter(pc.equal(table["status"], "compressed"))
     psnr, ms_ssim = _numbers(compressed, "psnr"), _numbers(compressed, "ms_ssim")
     measured, exact = int((~np.isnan(psnr)).sum()), int(np.isinf(psnr).sum())
-    psnr, ms_ssim = psnr[np.isfinite(psnr)], ms_ssim[np.isfinite(ms_ssim)]
-    seen, tiles = _numbers(compressed, "ssimulacra2"), _numbers(compressed, "worst_tile")
+    differs = ~np.isinf(psnr)
+    seen, tiles = (np.where(differs, _numbers(compressed, name), math.nan) for name in ("ssimulacra2", "worst_tile"))
+    psnr, ms_ssim = psnr[np.isfinite(psnr)], ms_ssim[differs & np.isfinite(ms_ssim)]
     weakest = int(np.nanargmin(tiles)) if np.isfinite(tiles).any() else None
 
     def three(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
@@ -243,6 +245,28 @@ def quality_words(figures: Quality) -> list[str]:
     return lines
 
 
+def similar_rows(table: pa.Table) -> tuple[pa.Table, int]:
+    """Rows with `similar_to`, and what all of them cost: what a person would free who removed them by hand.
+
+    The column `freed` has it of each: its bitstream, or the original where that is what is kept.
+    """
+    rows = table.filter(pc.is_valid(table["similar_to"]))
+    kept = pc.equal(rows["status"], "kept")
+    freed = pc.if_else(kept, pc.fill_null(rows["source_bytes"], 0), pc.fill_null(rows["stored_bytes"], 0))
+    return rows.append_column("freed", freed), pc.sum(freed).as_py() or 0
+
+
+def _similar(table: pa.Table) -> list[str]:
+    rows, freed = similar_rows(table)
+    if not len(rows):
+        return []
+    looks = "1 picture looks" if len(rows) == 1 else f"{len(rows):,} pictures look"
+    return [
+        f"  similar: {looks} much like another one without being its copy; whoever finds one of them enough",
+        f"  could free {size(freed)} by hand (column similar_to)",
+    ]
+
+
 def text(table: pa.Table, manifest: dict, *, region: str | None = None, storage_class: str | None = None) -> str:
     """The savings summary for a terminal, at most 100 columns but for long keys in it. Raises savings.UnknownPrice."""
     figures = savings.totals(table)
@@ -257,6 +281,7 @@ def text(table: pa.Table, manifest: dict, *, region: str | None = None, storage_
         _saved(table, figures),
         _by_status(table, figures),
         _by_form(table),
+        _similar(table),
         _dollars(figures, bill),
         _proved(table, manifest),
         _largest(table),

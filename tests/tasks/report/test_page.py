@@ -116,7 +116,7 @@ def night():
             "mode": image.mode, "width": image.width, "height": image.height, "quality": 10.0 + 3 * i,
             "psnr": 10 * math.log10(255**2 / np.mean(error**2)), "ms_ssim": 0.98 + i / 5000 if i % 5 else None,
             "bpp": 8 * len(bits) / image.width / image.height, "codec": "1", "model": "ab" * 8, "seconds": 0.5,
-            "denoised": i == 7,
+            "denoised": i == 7, "similar_to": {3: "album 1/01.png", 8: f"gone{EVIL}"}.get(i),
         })  # fmt: skip
         pack += bits
     dest.objects["objects/p.pack"] = pack
@@ -144,7 +144,7 @@ def test_opens_offline_and_escapes_everything(html):
     assert "<script>alert" not in html and "onerror=alert(2)>" not in html.replace("&gt;", ">").split("<body>")[0]
     assert "\x1b" not in html and "\u202e" not in html
     assert "&lt;script&gt;alert(1)" in html
-    assert checker.count["svg"] == 3 and checker.count["section"] == 9
+    assert checker.count["svg"] == 3 and checker.count["section"] == 10
     html.encode()
 
 
@@ -214,7 +214,11 @@ def test_twenty_worst_with_both_sides(html, night):
 
 def test_figures_points_groups_and_causes_are_there(html):
     assert html.count('class="dot') == 23 and html.count("<title>") >= 23 + 2 + 1
-    assert html.count('<div class="group">') == 1 and "4 copies of" in html
+    duplicates, similar = html.split('id="duplicates"')[1].split('id="similar"')
+    assert duplicates.count('<div class="group">') == 1 and "4 copies of" in duplicates
+    similar = similar.split("</section>")[0]
+    assert similar.count('<div class="group">') == 2 and "2 pictures look much like another one" in similar
+    assert similar.count("by hand</b>") == 2 and similar.count("much like it</b>") == 1  # the other's row is gone
     assert "distance 3, 32.0 dB" in html and "same bytes" in html and "same pixels" in html
     assert "larger true resolution" in html and "CMYK" in html and "not a picture" in html
     assert "After removing 27 originals" in html and "list prices of" in html
@@ -300,13 +304,14 @@ def test_a_large_bucket_makes_no_larger_page():
             [f"cause number {chr(97 + i % 26)}{chr(97 + i // 26 % 26)}" for i in range(n)], mask=pressed
         ),
         "model": pa.array(["ab" * 8] * n),
+        "similar_to": pa.array(["0/0.jpg"] * n, mask=~pressed),
     }
     rows = pa.table([columns[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
     html = page.build(rows, manifest(rows), None, None)
     checked(html)
     assert len(html) < 800_000
     assert html.count('class="dot') == sections.POINTS and html.count("dot low") == 20
-    assert "more folders" in html and "more groups" in html and "more causes" in html
+    assert "more such pictures" in html and "more folders" in html and "more groups" in html and "more causes" in html
 
 
 def test_a_broken_proof_changes_the_heading(night):

@@ -105,6 +105,16 @@ def test_text_tells_it_all():
     assert "0 objects" in summary.text(table(), MANIFEST)
 
 
+def test_similar_pictures_and_what_removing_them_by_hand_frees():
+    rows = [pressed("a"), pressed("b", after=300) | {"similar_to": "a"}]
+    rows += [{"key": "c", "status": "kept", "source_bytes": 5000, "similar_to": "a", "reason": "r"}]
+    assert summary.similar_rows(table(*rows))[1] == 5300
+    text = summary.text(table(*rows), MANIFEST)
+    assert "2 pictures look much like another one" in text and "could free 5.3 kB by hand" in text
+    assert "1 picture looks" in summary.text(table(*rows[:2]), MANIFEST)
+    assert "similar:" not in summary.text(table(rows[0]), MANIFEST)
+
+
 def test_the_aim_in_words():
     assert summary.target_words({"target": "psnr=38"}) == "PSNR at least 38 dB"
     assert summary.target_words({"target": "ms-ssim=0.98", "quality": None}) == "MS-SSIM at least 0.98"
