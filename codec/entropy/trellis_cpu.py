@@ -35,19 +35,63 @@ def _uniform(residual, bins, thresholds, symbols, tables):
         tables[c] = bins[c]
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _candidates(size, number, costs, chosen, price, nought):
+    """Magnitudes and prices of the best symbol of each (quantiser, parity) [4,lanes] for one channel, in place. size,
+    number [lanes]; nought [2,lanes]: work. In three loops, so that all but the look-ups are done for many cells at
+    once."""
+    nothing, most = np.float32(0), np.int32(COSTS - 1)
+    for odd in range(2):
+        shift, this = np.float32(0.5 * odd), 2 * odd
+        for lane in range(_LANES):
+            low = np.int32(size[lane] + shift)  # and low + 1: one of either parity
+            chosen[this, lane] = (low + np.int32(1)) & np.int32(-2)
+            chosen[this + 1, lane] = low | np.int32(1)
+    for lane in range(_LANES):
+        at = np.uint32(number[lane]) * np.uint32(COSTS)
+        after = at + np.uint32(ODD_STATES * COSTS)
+        price[0, lane] = costs[at + np.uint32(min(chosen[0, lane], most))]
+        price[1, lane] = costs[at + np.uint32(min(chosen[1, lane], most))]
+        price[2, lane] = costs[after + np.uint32(min(chosen[2, lane], most))]
+        price[3, lane] = costs[after + np.uint32(min(chosen[3, lane], most))]
+        nought[0, lane], nought[1, lane] = costs[at], costs[after]
+    for odd in range(2):
+        shift, this = np.float32(0.5 * odd), 2 * odd
+        for lane in range(_LANES):
+            u = size[lane]
+            gap = u - max(np.float32(chosen[this, lane]) - shift, nothing)
+            price_even = WEIGHT * gap * gap + price[this, lane]
+            price_zero = WEIGHT * u * u + nought[odd, lane]
+            gap = u - (np.float32(chosen[this + 1, lane]) - shift)
+            price[this, lane] = price_zero if price_zero < price_even else price_even
+            price[this + 1, lane] += WEIGHT * gap * gap
+            chosen[this, lane] = np.int32(0) if price_zero < price_even else chosen[this, lane]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _move_on(cost, price, number, second, new):
+    """Costs of the ways into each state [STATES,lanes] with one more channel, and whether the second was cheaper."""
+    for t in range(STATES):
+        one, other = BEFORE[t, 0], BEFORE[t, 1]
+        to_one, to_other = BRANCH[t, 0], BRANCH[t, 1]
+        for lane in range(_LANES):
+            by_one, by_other = cost[one, lane] + price[to_one, lane], cost[other, lane] + price[to_other, lane]
+            second[t, lane] = by_other < by_one
+            least = by_other if by_other < by_one else by_one
+            new[t, lane] = least if number[lane] > 0 else cost[t, lane]
+
+
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def quantise_cells(residual, bins, states, bits, thresholds, symbols, tables):
     """The search. residual float32 [n,C] in the level's steps, bins uint8 [n,C], states uint8 [n] (moved on in place),
     bits: costs, thresholds: tables.rounding_thresholds -> symbols int16, tables uint8 [n,C] in place."""
-    cells, channels = residual.shape
-    nothing, most, costs = np.float32(0), np.int32(COSTS - 1), bits.ravel()
+    (cells, channels), costs = residual.shape, bits.ravel()
     cost, new = np.empty((STATES, _LANES), np.float32), np.empty((STATES, _LANES), np.float32)
     price, nought = np.empty((4, _LANES), np.float32), np.empty((2, _LANES), np.float32)
     size, number = np.zeros(_LANES, np.float32), np.zeros(_LANES, np.int32)
     state, before, branches = np.zeros(_LANES, np.uint8), BEFORE.ravel(), BRANCH.ravel()
     second = np.empty((channels, STATES, _LANES), np.uint8)  # whether the second way to a state was the cheaper
-    chosen = np.empty((channels, 4, _LANES), np.int32)
-    highest = np.empty(channels, np.uint8)
+    chosen, highest = np.empty((channels, 4, _LANES), np.int32), np.empty(channels, np.uint8)
     for first in range(0, cells, _LANES):
         lanes = min(_LANES, cells - first)
         cost[:], highest[:] = np.float32(1e30), 0
@@ -65,40 +109,8 @@ def quantise_cells(residual, bins, states, bits, thresholds, symbols, tables):
                 number[lane] = bin_ if bin_ >= FIRST_BIN else 0
                 u = abs(residual[first + lane, c])
                 size[lane] = u if u < _LARGEST else _LARGEST  # what is no number too
-            # In three loops, so that all but the look-ups are done for many cells at once.
-            for odd in range(2):
-                shift, this = np.float32(0.5 * odd), 2 * odd
-                for lane in range(_LANES):
-                    low = np.int32(size[lane] + shift)  # and low + 1: one of either parity
-                    chosen[c, this, lane] = (low + np.int32(1)) & np.int32(-2)
-                    chosen[c, this + 1, lane] = low | np.int32(1)
-            for lane in range(_LANES):
-                at = np.uint32(number[lane]) * np.uint32(COSTS)
-                after = at + np.uint32(ODD_STATES * COSTS)
-                price[0, lane] = costs[at + np.uint32(min(chosen[c, 0, lane], most))]
-                price[1, lane] = costs[at + np.uint32(min(chosen[c, 1, lane], most))]
-                price[2, lane] = costs[after + np.uint32(min(chosen[c, 2, lane], most))]
-                price[3, lane] = costs[after + np.uint32(min(chosen[c, 3, lane], most))]
-                nought[0, lane], nought[1, lane] = costs[at], costs[after]
-            for odd in range(2):
-                shift, this = np.float32(0.5 * odd), 2 * odd
-                for lane in range(_LANES):
-                    u = size[lane]
-                    gap = u - max(np.float32(chosen[c, this, lane]) - shift, nothing)
-                    price_even = WEIGHT * gap * gap + price[this, lane]
-                    price_zero = WEIGHT * u * u + nought[odd, lane]
-                    gap = u - (np.float32(chosen[c, this + 1, lane]) - shift)
-                    price[this, lane] = price_zero if price_zero < price_even else price_even
-                    price[this + 1, lane] += WEIGHT * gap * gap
-                    chosen[c, this, lane] = np.int32(0) if price_zero < price_even else chosen[c, this, lane]
-            for t in range(STATES):
-                one, other = BEFORE[t, 0], BEFORE[t, 1]
-                to_one, to_other = BRANCH[t, 0], BRANCH[t, 1]
-                for lane in range(_LANES):
-                    by_one, by_other = cost[one, lane] + price[to_one, lane], cost[other, lane] + price[to_other, lane]
-                    second[c, t, lane] = by_other < by_one
-                    least = by_other if by_other < by_one else by_one
-                    new[t, lane] = least if number[lane] > 0 else cost[t, lane]
+            _candidates(size, number, costs, chosen[c], price, nought)
+            _move_on(cost, price, number, second[c], new)
             cost, new = new, cost
         for lane in range(lanes):
             least, state[lane] = cost[0, lane], 0
