@@ -203,11 +203,12 @@ def without_loss(name: str, row: dict, data: bytes) -> dict:
 
 
 def why_kept(row: dict, refused: dict[str, str]) -> str:
-    """The first form's reason; where no lossy form may take the picture, that and what the others gain."""
-    first, *others = refused.values()
-    if not row["exact_only"]:
-        return first
-    return f"{row['reason']}; without loss: {[first, *others][-1]}"
+    """Why no lossy form takes the picture, and what those without loss gain."""
+    lossy = [reason for name, reason in refused.items() if choose.GIVES_BACK[name] == "seen"]
+    others = [reason for name, reason in refused.items() if choose.GIVES_BACK[name] != "seen"]
+    first = row["reason"] if row["exact_only"] else lossy[0] if lossy else None
+    gains = next((reason for reason in others if "--min-gain" in reason), others[-1] if others else None)
+    return "; without loss: ".join(reason for reason in (first, gains) if reason)
 
 
 # --- the learned codec ---
