@@ -24,13 +24,13 @@ LOW_PERCENTILE = 10  # the quiet blocks show the noise, the others show texture
 PERCENTILE_BIAS = 0.875  # under pure noise the low percentile lies this far below sigma (measured)
 CLIPPED = 0.1  # share of black or white samples from which on a block says nothing
 
-# What noise looks like. Measured at sigma 10 on Kodak, 577 training tiles and 225 pictures whose texture is content
+# What noise looks like. Measured at sigma 10 on Kodak, 577 training tiles and 215 pictures whose texture is content
 # (tests/tasks/restoration/textured.py); docs/measurements.md has the counts.
 FEWEST_BLOCKS = 16  # usable blocks without which nothing is said
 FEWEST_FLAT = 12  # flat ones among them
 FLAT = 1.8  # middle over high frequencies' power below which a block is flat: noise alone has 1
 FLAT_SHARE = 0.015  # of the usable blocks
-FLAT_ENOUGH = 0.1  # share from which on luma alone is asked; below, flat blocks of B - Y or R - Y may speak for it
+FLAT_ENOUGH = 0.1  # share from which on luma is believed that parts are without noise; texture spoils fewer
 EDGY = 4.0  # the same ratio above which a block has an edge or texture
 EDGY_SHARE = 0.004  # of the blocks: below it there is nothing but noise, which is then what the picture shows
 QUIET = 0.5  # of the flat blocks' median deviation: blocks below are without the noise
@@ -132,7 +132,7 @@ def _block_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def content(samples: np.ndarray, sigma: float) -> tuple[str | None, float]:
     """Why noise of `sigma` in uint8 [H, W, 1 or 3] may be the picture's own texture (None: it is noise), and the sigma
-    to clean it by: where texture leaves few flat parts in luma but more in colour, that of the colours if it is less.
+    to clean it by: where texture spoils the flat parts in luma but not in B - Y or R - Y, that of these if it is less.
     """
     blocks = _blocks(samples, 0).astype(np.float32)
     grey = blocks.shape[1] == 1 or (np.ptp(samples, axis=2) == 0).all()
@@ -161,7 +161,7 @@ def content(samples: np.ndarray, sigma: float) -> tuple[str | None, float]:
     if _achromatic(power, differences):
         return "it is the same in all colours, like grain or sand", sigma
     why = _plane(spectrum)
-    if why is None or (_ratio(power) <= FLAT).mean() >= FLAT_ENOUGH:
+    if why is None or why == _ABSENT and (_ratio(power) <= FLAT).mean() >= FLAT_ENOUGH:
         return why, sigma
     for plane, gain in zip(differences, _GAINS, strict=True):
         if _plane(plane) is None:
@@ -170,6 +170,7 @@ def content(samples: np.ndarray, sigma: float) -> tuple[str | None, float]:
     return why, sigma
 
 
+_ABSENT = "parts of the picture are without it"
 _GAINS = (1.104, 0.921)  # deviation of B - Y and R - Y where that of R, G and B is 1
 
 
@@ -187,7 +188,7 @@ def _plane(spectrum: np.ndarray) -> str | None:
     every = np.sqrt(power[:, _HIGH].mean(axis=1))
     deviation = every[flat]
     if (every < QUIET * np.median(deviation)).mean() > QUIET_SHARE:
-        return "parts of the picture are without it"
+        return _ABSENT
     low, high = np.percentile(deviation, (10, 90))
     if low < EVEN * high:
         return "it differs from part to part"
