@@ -6,8 +6,10 @@ Reads originals from SOURCE and bitstreams from DEST, and decodes those by the c
 
 import base64
 import io
+import shutil
 import tempfile
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +89,8 @@ class Album:
         self.source, self.dest, self.budget = source, dest, budget
         self.decode = decode
         self.until = time.monotonic() + seconds
-        self.models = tempfile.TemporaryDirectory(prefix="nightpress-models-")  # removed with the album
+        self.models = tempfile.mkdtemp(prefix="nightpress-models-")
+        weakref.finalize(self, shutil.rmtree, self.models, ignore_errors=True)  # gone with the album
 
     def _checked(self, row: dict) -> None:
         if time.monotonic() > self.until:
@@ -118,10 +121,10 @@ class Album:
         from tasks.forms.stored import picture_of
 
         try:
-            return picture_of(data, models=[self.models.name]).image
+            return picture_of(data, models=[self.models]).image
         except UnknownModel:
-            fetch_model(self.dest, row["model"], Path(self.models.name))
-            return picture_of(data, models=[self.models.name]).image
+            fetch_model(self.dest, row["model"], Path(self.models))
+            return picture_of(data, models=[self.models]).image
 
     def restored(self, row: dict) -> Image.Image:
         """The picture decoded from its bitstream under DEST, RGB. Raises NotShown."""

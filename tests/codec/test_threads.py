@@ -182,6 +182,7 @@ print(min(taken))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
 def test_freed_memory_is_kept_for_the_next_picture(tmp_path):
     """New pages that a decode takes, under what Dask sets for its workers."""

@@ -38,11 +38,13 @@ def check(rows: list[dict]) -> None:
             assert row["largest pixel difference"] <= 1, row
 
 
+@pytest.mark.slow
 def test_symbols_do_not_depend_on_threads_or_batches(bench, model_path, small):
     files, originals = bench.make_files(small, None, 3, [10.0, 90.0])
     check(bench.compare(model_path, files, originals, ["1 thread", "batch of 8, 2 threads", "float64"]))
 
 
+@pytest.mark.slow
 def test_symbols_do_not_depend_on_eight_bits(bench, small_bytes, small, tmp_path):
     path = tmp_path / "small.safetensors"
     path.write_bytes(small_bytes)

@@ -88,7 +88,8 @@ def test_files_that_are_written(standard):
     text = (out / "curves.md").read_text()
     assert "| JPEG 4:2:0 | +0.0 % |" in text and "## HEVC 4:4:4" in text
     for metric, label in (("psnr", "PSNR (dB, RGB)"), ("ms-ssim", "MS-SSIM (dB"), ("ssimulacra2", "SSIMULACRA2 (80")):
-        assert Image.open(out / f"rd-{metric}.png").size == (1350, 900)
+        with Image.open(out / f"rd-{metric}.png") as plot:
+            assert plot.size == (1350, 900)
         root = xml.etree.ElementTree.parse(out / f"rd-{metric}.svg").getroot()
         assert root.tag.endswith("svg")
         assert f"<!-- {label}" in (out / f"rd-{metric}.svg").read_text()  # matplotlib leaves texts as comments

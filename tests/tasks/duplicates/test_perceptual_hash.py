@@ -46,11 +46,11 @@ def apart(a: dict, b: dict) -> list[int]:
 @pytest.mark.filterwarnings("ignore:Palette images")
 @pytest.mark.parametrize("path", PHOTOGRAPHS, ids=lambda path: path.name)
 def test_equal_to_imagehash_on_real_pictures(path):
-    image = Image.open(path)
-    assert hashes_of(image) == expected(image)
     facts = fingerprints([path.read_bytes()], fast=False)[0]
-    assert {name: facts[name] for name in HASHES} == expected(image)
-    assert (facts["width"], facts["height"], facts["hash_method"]) == (*image.size, "full")
+    with Image.open(path) as image:
+        assert hashes_of(image) == expected(image)
+        assert {name: facts[name] for name in HASHES} == expected(image)
+        assert (facts["width"], facts["height"], facts["hash_method"]) == (*image.size, "full")
 
 
 def test_equal_to_imagehash_on_flat_small_and_odd_pictures():

@@ -90,6 +90,7 @@ def test_one_giant_is_always_looked_at():
     assert "data/huge/one.tif" in seen and len(seen) == 60
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth():
     infos = bucket(2000)
     saved, stored = truth(infos)

@@ -322,6 +322,7 @@ def test_training_writes_usable_weights_and_resumes(folder, tmp_path, task, vari
     assert sizes == networks.load_network(again).network.config
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(folder, tmp_path):
     options = {"recipe": training.Recipe(batch=2, size=32, decay=0.2), "config": SMALL["denoise", "night"].__dict__}
     training.train("denoise", [folder], tmp_path / "out", steps=300, say=lambda line: None, **options)
