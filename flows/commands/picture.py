@@ -1,6 +1,6 @@
-"""`nightpress encode`, `decode` and `info`: one picture file and one .npi file.
+"""`nightpress encode`, `decode` and `info`: one picture file, and one file in a form that the night stores.
 
-The work is codec's; here only options, files and what is printed.
+The work is codec's and tasks/forms'; here only options, files and what is printed.
 """
 
 import argparse
@@ -14,17 +14,25 @@ from flows.console import WorkFailed, WrongUsage
 from tasks.report.words import size
 
 MEASURES = {"psnr": "PSNR {:.2f} dB", "ms-ssim": "MS-SSIM {:.5f}", "ssimulacra2": "SSIMULACRA2 {:.2f}"}
+BACK = {"bytes": "the file's own bytes", "pixels": "its exact pixels", "seen": "what is seen"}
 FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def register(subparsers) -> None:
     encode = subparsers.add_parser(
         "encode",
-        help="compress one picture into a .npi file",
+        help="compress one picture into a .npi file, or into another form",
         epilog="Example: nightpress encode photo.jpg photo.npi --target ssimulacra2=80",
     )
     encode.add_argument("image", metavar="IMAGE", type=Path, help="an 8-bit picture in any usual format")
     encode.add_argument("file", metavar="FILE.npi", type=Path)
+    encode.add_argument(
+        "--form",
+        choices=("npi", "jxl-jpeg", "lossless", "exact", "avif", "jxl"),
+        default="npi",
+        help="npi (default), avif and jxl to what is asked for; jxl-jpeg and exact give the file's own bytes back, "
+        "lossless its pixels",
+    )
     goal = encode.add_mutually_exclusive_group()
     goal.add_argument("--quality", metavar="Q", type=float, help="0..100 (default 75)")
     goal.add_argument(
@@ -39,11 +47,16 @@ def register(subparsers) -> None:
 
     decode = subparsers.add_parser(
         "decode",
-        help="turn a .npi file back into a picture file",
+        help="turn a .npi file, or one of another form, back into a picture file",
         epilog="Example: nightpress decode photo.npi photo.png",
     )
     decode.add_argument("file", metavar="FILE.npi", type=Path)
-    decode.add_argument("image", metavar="IMAGE", type=Path, help="its ending names the format: " + " ".join(FORMATS))
+    decode.add_argument(
+        "image",
+        metavar="IMAGE",
+        type=Path,
+        help="its ending names the format: " + " ".join(FORMATS) + "; a form that keeps the file's bytes takes any",
+    )
     decode.add_argument(
         "--models", metavar="DIR", type=Path, action="append", help="search for the file's model here too; repeatable"
     )
@@ -51,7 +64,9 @@ def register(subparsers) -> None:
     decode.set_defaults(handler=run_decode)
 
     info = subparsers.add_parser(
-        "info", help="what a .npi file says about itself", epilog="Example: nightpress info photo.npi --json"
+        "info",
+        help="what a .npi file, or one of another form, says about itself",
+        epilog="Example: nightpress info photo.npi --json",
     )
     info.add_argument("file", metavar="FILE.npi", type=Path)
     info.set_defaults(handler=run_info)
@@ -63,6 +78,8 @@ def register(subparsers) -> None:
 
 
 def run_encode(args: argparse.Namespace) -> int:
+    if args.form != "npi":
+        return encode_form(args)
     metric, value = goal_of(args)
     source = _read(args.image)
     _need_folder(args.file)
@@ -90,6 +107,44 @@ def run_encode(args: argparse.Namespace) -> int:
     if reached:
         result.update(metric=reached.metric, value=reached.value, passes=reached.passes)
     print(json.dumps(result) if args.json else encoded_words(result))
+    return 0
+
+
+def encode_form(args: argparse.Namespace) -> int:
+    """One file in a form of the night's other than the learned codec's."""
+    from codec import PictureError, open_picture
+    from tasks.forms.base import Declined, Goal
+    from tasks.forms.choose import FORMS
+
+    form, goal = FORMS[args.form], None
+    if form.gives_back == "seen":
+        if not args.target:
+            raise WrongUsage(f"--form {args.form} needs a --target: only the learned codec has qualities and sizes")
+        goal = Goal(*goal_of(args))
+    elif args.target or args.quality is not None or args.max_bytes is not None:
+        raise WrongUsage(f"--form {args.form} loses nothing: leave --target, --quality and --max-bytes out")
+    source = _read(args.image)
+    _need_folder(args.file)
+    start = time.perf_counter()
+    try:
+        picture = open_picture(source, args.max_pixels, checked=False)
+    except PictureError as error:
+        if form.gives_back == "seen":
+            raise WorkFailed(f"{args.image}: {error}") from error
+        picture = None  # its own bytes, or its samples, do not need one
+    try:
+        data = form.encode(source, picture, goal)
+    except Declined as reason:
+        raise WorkFailed(f"{args.image}: {reason}") from reason
+    _write(args.file, data)
+    result = {
+        "file": str(args.file), "source_bytes": len(source), "bytes": len(data), "form": form.name,
+        "gives_back": form.gives_back, "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    words = (
+        f"{args.file}: {size(len(data))} ({len(data) / max(len(source), 1):.1%} of {size(len(source))}), {form.name}"
+    )
+    print(json.dumps(result) if args.json else f"{words}, gives back {BACK[form.gives_back]}")
     return 0
 
 
@@ -139,16 +194,25 @@ def encoded_words(result: dict) -> str:
 
 
 def run_decode(args: argparse.Namespace) -> int:
-    format = FORMATS.get(args.image.suffix.lower())
-    if format is None:
-        raise WrongUsage(f"{args.image}: {args.image.suffix!r} names no format; use {', '.join(FORMATS)}")
     data = _read(args.file)
     _need_folder(args.image)
+    format = FORMATS.get(args.image.suffix.lower())
 
-    from codec import CodecError, decode_picture, picture_bytes
+    from codec import CodecError, picture_bytes
+    from tasks.forms.choose import GIVES_BACK, form_of
+    from tasks.forms.stored import file_of, picture_of
 
+    back = GIVES_BACK.get(form_of(data) or "npi")
+    if format is None and back != "bytes":
+        raise WrongUsage(f"{args.image}: {args.image.suffix!r} names no format; use {', '.join(FORMATS)}")
     try:
-        picture = decode_picture(data, models=args.models, device=_device(args.device), max_pixels=args.max_pixels)
+        if back == "bytes" or (back == "pixels" and format == "PNG"):
+            file = file_of(data)
+            _write(args.image, file)
+            words = f"{args.image}: {size(len(file))}, {BACK[back]}"
+            print(json.dumps({"image": str(args.image), "bytes": len(file)}) if args.json else words)
+            return 0
+        picture = picture_of(data, models=args.models or (), device=_device(args.device), max_pixels=args.max_pixels)
         _write(args.image, picture_bytes(picture, format))
     except (CodecError, ValueError, OSError) as error:
         raise WorkFailed(f"{args.file}: {error}") from error
@@ -164,9 +228,11 @@ def run_info(args: argparse.Namespace) -> int:
     data = _read(args.file)
 
     from codec import CodecError, info
+    from tasks.forms.choose import GIVES_BACK, form_of
 
+    name = form_of(data) or "npi"
     try:
-        facts = info(data)
+        facts = info(data) if name == "npi" else {"form": name, "gives_back": GIVES_BACK[name], "bytes": len(data)}
     except CodecError as error:
         raise WorkFailed(f"{args.file}: {error}") from error
     if args.json:

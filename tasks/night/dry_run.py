@@ -155,6 +155,10 @@ def foretell(
         if row["status"] is None:
             before, row = row, compress.compress_object(night, row, data).row
             targets = () if budgeted else tuple(at_target(before, data, row, value) for value in TARGETS)
+        elif row["exact_only"] and not budgeted:
+            row = compress.compress_object(night, row, data).row
+            found = AtTarget(row["stored_bytes"], row["status"] == "compressed", row["worst_tile"])
+            targets = (found,) * len(TARGETS)
         if budget_percent is not None and row["status"] == "compressed":
             row["stored_bytes"] = round(info.size * budget_percent / 100)
         pixels = (row["width"] or 0) * (row["height"] or 0)

@@ -48,6 +48,34 @@ def test_there_and_back(capsys, photo, model, tmp_path):
     assert file.stat().st_mode & 0o777 == photo.stat().st_mode & 0o777
 
 
+@pytest.mark.parametrize("form", ["jxl-jpeg", "lossless", "exact", "avif"])
+def test_other_forms_there_and_back(capsys, photo, tmp_path, form):
+    Image.open(photo).save(tmp_path / "photo.jpg", quality=90)
+    Image.open(photo).save(tmp_path / "photo.bmp")
+    source = tmp_path / {"jxl-jpeg": "photo.jpg", "exact": "photo.bmp"}.get(form, "photo.png")
+    stored, back = tmp_path / "stored", tmp_path / f"back{source.suffix}"
+    target = ("--target", "ssimulacra2=70") if form == "avif" else ()
+    code, out, _ = run(capsys, "encode", source, stored, "--form", form, *target, "--json")
+    assert code == 0 and json.loads(out)["bytes"] == stored.stat().st_size < source.stat().st_size
+    code, out, _ = run(capsys, "info", stored, "--json")
+    assert code == 0 and json.loads(out)["form"] == form
+    code, out, _ = run(capsys, "decode", stored, back)
+    assert code == 0
+    if form in ("jxl-jpeg", "exact"):
+        assert back.read_bytes() == source.read_bytes()
+    elif form == "lossless":
+        assert np.array_equal(np.asarray(Image.open(back)), np.asarray(Image.open(source)))
+    else:
+        assert 25 < metrics.psnr(Image.open(back), Image.open(source)) < 60
+
+
+def test_forms_refuse_what_does_not_belong_to_them(capsys, photo, tmp_path):
+    assert run(capsys, "encode", photo, tmp_path / "x", "--form", "lossless", "--quality", 5)[0] == 2
+    assert run(capsys, "encode", photo, tmp_path / "x", "--form", "avif")[0] == 2
+    code, _, err = run(capsys, "encode", photo, tmp_path / "x", "--form", "jxl-jpeg")
+    assert code == 1 and "JPEG" in err and not (tmp_path / "x").exists()
+
+
 def test_json_and_info(capsys, photo, model, tmp_path):
     file = tmp_path / "photo.npi"
     code, out, _ = run(capsys, "encode", photo, file, "--max-bytes", 2500, "--model", model, "--json")
