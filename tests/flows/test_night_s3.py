@@ -1,5 +1,6 @@
 """The same night from S3 as from folders: moto's mock, and Ceph's real radosgw with a real kill."""
 
+import gzip
 import io
 import json
 import os
@@ -108,3 +109,30 @@ def test_a_night_on_moto(from_folders, moto_stores):
 @pytest.mark.slow
 def test_a_night_on_radosgw(from_folders, radosgw_stores):
     same_night(from_folders, *radosgw_stores)
+
+
+def test_what_objects_say_of_themselves_on_moto(moto_stores):
+    """Tags, Expires, redirects, a name in another script: on what is decoded, on a duplicate of it, on what is kept."""
+    from tasks.recovery.restore import restore
+
+    source, dest = moto_stores
+    said = {
+        "CacheControl": "max-age=60", "ContentDisposition": 'attachment; filename="写真 Übung.jpg"',
+        "ContentEncoding": "identity", "ContentLanguage": "de", "Expires": "Wed, 21 Oct 2026 07:28:00 GMT",
+        "WebsiteRedirectLocation": "/pictures/other.jpg", "Tagging": "project=North%20%2B%20Co",
+    }  # fmt: skip
+    photo = bucket_files()["photos/1 ü %2F.png"]
+    packed = said | {"ContentEncoding": "gzip", "Tagging": "kept=yes"}
+    objects = {
+        "a.png": (photo, said), "b.png": (photo, said | {"Tagging": "copy=1"}), "c.jpg": (gzip.compress(photo), packed)
+    }  # fmt: skip
+    for key, (data, headers) in objects.items():
+        source.write(key, data, content_type="image/png", headers=headers)
+    _, rows = a_night(source, dest)
+    outcome = {row["key"]: row for row in rows}
+    assert sorted(row["status"] for row in rows) == ["compressed", "duplicate", "kept"]
+    assert "gzip" in outcome["c.jpg"]["reason"]
+    out = open_store(f"s3://{dest.bucket}/restored")
+    assert not restore(dest.url, out.url).failures
+    for key, (_, headers) in objects.items():
+        assert out.fetch(key)[1].headers == headers, key
