@@ -5,7 +5,7 @@ the equal-size second look of rules.py can't judge. Corners and blobs are descri
 both pictures against each other, fitted by RANSAC to one affine map, and the map has to hold for what lies between
 the points too: the keeper is laid over the member, and most blocks of the overlap must correlate.
 
-"Copy" here says nothing about how well the member could be given back from the keeper; `look_alike` does.
+"Copy" here says nothing about how well the member could be given back from the keeper; agreement.py does.
 """
 
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ SAMPLE = 400  # blocks by which quality and filter are chosen
 MOST_PIXELS = 32_000_000  # above, WebP and AVIF are not coded again: only what agrees without it is a copy
 TRIES = 7  # qualities of WebP and AVIF
 EFFORTS: dict[str, tuple[dict, ...]] = {"WEBP": ({},), "AVIF": ({}, {"speed": 9})}  # with which they are coded again
-AROUND, OTHERWISE = (5, 5), 2.0  # blocks, and times what coding again moves a coefficient by in any of them
+AROUND, OTHERWISE = (5, 5), 2.5  # blocks, and times what coding again moves a coefficient by in any of them
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from codec.training.splits import picture_files
+from tasks.duplicates.agreement import Original, agreement
 from tasks.duplicates.embeddings.embedder import KINDS, embed, network_id
 from tasks.duplicates.local_features import compare, features
 from tasks.duplicates.perceptual_hash import fingerprints, hex_to_codes
-from tasks.duplicates.rules import look_alike
 
 PRECISION = 0.99
 NEAREST = 10
@@ -340,8 +340,8 @@ def on_truth(files: dict[Path, object], thresholds: dict[str, float]) -> dict:
             "recall": hits / int(right.sum()),
             "precision": hits / int(accepted.sum()) if accepted.any() else None,
         }
-    restorable = [look_alike(images[a], images[b]).alike or look_alike(images[b], images[a]).alike
-                  for a, b in pairs[right].tolist()]  # fmt: skip
+    both = [(Original(images[a]), Original(images[b])) for a, b in pairs[right].tolist()]
+    restorable = [agreement(a, b).agrees or agreement(b, a).agrees for a, b in both]
     out["restorable"] = float(np.mean(restorable))
     return out
 
@@ -372,7 +372,7 @@ def markdown(result: dict) -> str:
         lines.append(f"| {rows[0]['cosine']} | " + " | ".join(cells) + " |")
     if result.get("truth"):
         lines += ["", "Truth sets: recall (precision) at the thresholds above; in brackets recall at the set's own "
-                  "precision 0.99.", "", "| set | " + " | ".join(methods) + " | restorable at 30 dB |",
+                  "precision 0.99.", "", "| set | " + " | ".join(methods) + " | restorable |",
                   "|---|" + "---|" * (len(methods) + 1)]  # fmt: skip
         for name, facts in result["truth"].items():
             cells = []

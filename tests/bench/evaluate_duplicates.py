@@ -6,7 +6,7 @@ FOLDER is searched for groups.json (lists of file paths that show the same pictu
 ukbench files (`ukbench00120_resize.jpg` is an altered `ukbench00120.jpg`). Pairs of different groups are the
 negatives. For each hash: precision and recall over pairs at a few distances, alone and after the second look at the
 pixels, then for the stars that grouping makes of them (a pair counts when both have one keeper). The second look is
-meant to refuse what restore could not give back at 30 dB, so rotated and mirrored copies are misses here on purpose.
+meant to refuse what re-encoding or resizing does not explain, so rotated and mirrored copies are misses here on purpose.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from codec.pictures.errors import PictureError
-from codec.pictures.files import open_picture
+from tasks.duplicates.agreement import agreement, original_of
 from tasks.duplicates.groups import choose_keepers
 from tasks.duplicates.hamming_pairs import pairs_within
 from tasks.duplicates.perceptual_hash import HASHES, fingerprints, hex_to_codes
-from tasks.duplicates.rules import keeper_rank, look_alike
+from tasks.duplicates.rules import keeper_rank
 
 
 def truth(folder: Path) -> dict[str, dict[Path, object]]:
@@ -49,7 +49,7 @@ def evaluate(files: dict[Path, object], distances: tuple[int, ...]) -> dict:
         data = path.read_bytes()
         row = fingerprints([data])[0]
         try:
-            images.append(open_picture(data).image)
+            images.append(original_of(data))
         except PictureError:
             continue
         facts.append(row | {"key": path.name, "source_bytes": len(data)})
@@ -62,7 +62,7 @@ def evaluate(files: dict[Path, object], distances: tuple[int, ...]) -> dict:
     def alike(a: int, b: int) -> bool:
         keeper, member = (a, b) if rank[a] <= rank[b] else (b, a)
         if (keeper, member) not in looks:
-            looks[keeper, member] = look_alike(images[keeper], images[member]).alike
+            looks[keeper, member] = agreement(images[keeper], images[member]).agrees
         return looks[keeper, member]
 
     result = {"pictures": n, "pairs": len(right)}

@@ -423,3 +423,45 @@ def test_a_dest_that_cannot_be_written(night, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WorkFailed, match="Nothing was begun"):
         night(tmp_path / "photos", tmp_path / "file" / "pressed")
+
+
+def test_a_better_original_of_a_later_night_takes_the_keepers_place(night, tmp_path):
+    """A thumbnail and its copy first, then the full size: one bitstream serves all; earlier runs keep their own."""
+    from tasks.recovery.restore import restore
+
+    source, dest = tmp_path / "source", tmp_path / "dest"
+    cat = photograph("chelsea.png")
+    small = cat.resize((225, 150), Image.Resampling.LANCZOS)
+    thumb = saved(small, "JPEG", quality=85)
+    put(source, {"a/thumb.jpg": thumb, "a/thumb copy.jpg": thumb, "a/low.jpg": saved(small, "JPEG", quality=50)})
+    first, rows = night(source, dest)
+    assert rows["a/thumb copy.jpg"]["keeper_key"] and rows["a/low.jpg"]["status"] == "duplicate"
+    old = next(row["output_key"] for row in rows.values() if row["status"] == "compressed")
+    put(source, {"b/full.png": saved(cat, "PNG")})
+    second, rows = night(source, dest)
+    assert rows["b/full.png"]["status"] == "compressed" and rows["b/full.png"]["first_run"] == second["run_id"]
+    for key in ("a/thumb.jpg", "a/thumb copy.jpg", "a/low.jpg"):
+        row = rows[key]
+        assert (row["status"], row["keeper_key"], row["duplicate_kind"]) == ("duplicate", "b/full.png", "near")
+        assert row["output_key"] == rows["b/full.png"]["output_key"] != old and row["stored_bytes"] == 0
+        assert row["first_run"] == second["run_id"] and row["psnr_source"] > 25
+    assert (dest / old).exists(), "the first run still names it"
+    for run in (first["run_id"], None):
+        outcome = restore(str(dest), str(tmp_path / f"out {run}"), run_id=run)
+        assert not outcome.failures
+    back = Image.open(tmp_path / "out None/a/low.jpg.png").convert("RGB")
+    own = Image.open(source / "a/low.jpg").convert("RGB")
+    assert back.size == own.size and psnr(back, own) == pytest.approx(rows["a/low.jpg"]["psnr_source"], abs=0.05)
+    third, again = night(source, dest)
+    assert again == rows
+
+
+def test_near_misses_are_stored_each_and_named(night, tmp_path):
+    cat = photograph("chelsea.png")
+    marked = cat.copy()
+    marked.paste(tuple(np.asarray(cat)[100, 200] // 2), (200, 100, 212, 108))
+    source = tmp_path / "source"
+    put(source, {"cat.png": saved(cat, "PNG"), "marked.jpg": saved(marked, "JPEG", quality=92)})
+    _, rows = night(source, tmp_path / "dest")
+    assert {row["status"] for row in rows.values()} == {"compressed"}
+    assert rows["marked.jpg"]["similar_to"] == "cat.png" and rows["cat.png"]["similar_to"] is None
