@@ -179,12 +179,13 @@ class S3Store(Store):
             with contextlib.closing(answer["Body"]) as body:
                 head = self._head_of(key, answer, answer["ContentLength"])
                 refuse_above(max_bytes, head.size, self.place(key))
-                data = body.read()
-            if answer.get("TagCount"):  # told only to those who may read them
-                head.headers["Tagging"] = self._tags(key, head.version)
-            return data, head
+                return body.read(), head, answer.get("TagCount")
 
-        return patiently(attempt, self.place(key))
+        data, head, tags = patiently(attempt, self.place(key))
+        if tags:  # Amazon tells of them only those who may read them
+            where = f"{self.place(key)}, its tags (s3:GetObjectTagging)"
+            head.headers["Tagging"] = patiently(lambda: self._tags(key, head.version), where)
+        return data, head
 
     def _tags(self, key: str, version: str | None) -> str:
         """The object's tags in the form that a write takes: a=1&b=2, URL-encoded."""

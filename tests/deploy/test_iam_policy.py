@@ -22,7 +22,7 @@ def test_source_is_only_read():
         assert statement["Effect"] == "Allow"
         assert not any("*" in action for action in actions)
         if any("SOURCE" in resource for resource in resources):
-            assert set(actions) <= {"s3:ListBucket", "s3:GetObject"}
+            assert set(actions) <= {"s3:ListBucket", "s3:GetObject", "s3:GetObjectTagging"}
 
 
 def allow(store, user):
