@@ -172,6 +172,17 @@ class S3Store(Store):
 
         `etag`: as listed; Changed if it is another one now. `max_bytes`: TooLarge above, before reading.
         """
+        data, head, tags = self._get(key, etag, max_bytes)
+        if tags:  # Amazon tells of them only those who may read them
+            where = f"{self.place(key)}, its tags (s3:GetObjectTagging)"
+            head.headers["Tagging"] = patiently(lambda: self._tags(key), where)
+        return data, head
+
+    def read(self, key: str, *, etag: str | None = None, max_bytes: int | None = None) -> bytes:
+        return self._get(key, etag, max_bytes)[0]
+
+    def _get(self, key: str, etag: str | None, max_bytes: int | None) -> tuple[bytes, ObjectHead, int | None]:
+        """Bytes, head, number of tags."""
 
         def attempt():
             condition = {"IfMatch": f'"{etag}"'} if etag else {}
@@ -181,16 +192,11 @@ class S3Store(Store):
                 refuse_above(max_bytes, head.size, self.place(key))
                 return body.read(), head, answer.get("TagCount")
 
-        data, head, tags = patiently(attempt, self.place(key))
-        if tags:  # Amazon tells of them only those who may read them
-            where = f"{self.place(key)}, its tags (s3:GetObjectTagging)"
-            head.headers["Tagging"] = patiently(lambda: self._tags(key, head.version), where)
-        return data, head
+        return patiently(attempt, self.place(key))
 
-    def _tags(self, key: str, version: str | None) -> str:
+    def _tags(self, key: str) -> str:
         """The object's tags in the form that a write takes: a=1&b=2, URL-encoded."""
-        which = {"VersionId": version} if version else {}
-        answer = self.client.get_object_tagging(Bucket=self.bucket, Key=self.prefix + key, **which)
+        answer = self.client.get_object_tagging(Bucket=self.bucket, Key=self.prefix + key)
         return urlencode([(tag["Key"], tag["Value"]) for tag in answer["TagSet"]], quote_via=quote)
 
     def read_range(self, key: str, offset: int, length: int, *, etag: str | None = None) -> bytes:
