@@ -111,6 +111,8 @@ def open_picture(data: bytes, max_pixels: int = 200_000_000, *, checked: bool = 
     except MemoryError as error:
         raise BrokenPicture(f"not enough memory to decode this {format}", **known) from error
     except Exception as error:  # Pillow's plugins raise nearly every built-in class on damaged input
+        if "width" not in known and (reason := obstacle(data, format)):  # a kind that Pillow does not even open
+            raise UncarriedPicture(reason, **known) from error
         text = str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             text = "its header is damaged or of a kind that is not read"

@@ -200,6 +200,8 @@ UNCARRIED = {
     "Ultra HDR": (jpeg_with(0xE1, b"http://ns.adobe.com/xap/1.0/\0'http://ns.adobe.com/hdr-gain-map/'"), "gain map"),
     "ISO gain map": (jpeg_with(0xE2, b"urn:iso:std:iso:ts:21496:-1\0\0\0\0\0"), "gain map"),
     "extended XMP": (jpeg_with(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(60)), "extended XMP"),
+    "12-bit JPEG": (file(photo(), "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "12 bits"),
+    "arithmetic JPEG": (file(photo(), "JPEG").replace(b"\xff\xc0\0\x11", b"\xff\xc9\0\x11"), "arithmetic"),
     "gzipped": (gzip.compress(file(photo(), "JPEG")), "gzip"),
     "motion photo": (file(photo(), "JPEG") + b"\0\0\0\x18ftypmp42" + bytes(5000), "a video .* behind the picture"),
     "further bands": (
