@@ -144,6 +144,7 @@ def test_evaluate(capsys, photo, model, tmp_path):
     assert code == 0 and "| JPEG 4:2:0 | +0.0 % |" in out and "nightpress: 3/3" in err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "points.parquet", "curves.json", "curves.md", "rd-psnr.png", "rd-psnr.svg", "rd-ms-ssim.png", "rd-ms-ssim.svg",
+        "rd-ssimulacra2.png", "rd-ssimulacra2.svg",
     }  # fmt: skip
     code, out, _ = run(capsys, *words, "--codecs", "webp", "--json")
     assert code == 0 and set(json.loads(out)["curves"]) == {"jpeg", "nightpress", "webp"}
