@@ -26,6 +26,7 @@ from codec.engine.latents import Latents, scatter, scatter_parity
 from codec.engine.transforms import inference_of
 from codec.engine.windows import Grid, Window
 from codec.entropy import rans
+from codec.entropy.context_kernels import Scores
 from codec.errors import BadBitstream, UnknownModel
 from codec.format import EVEN, ODD, VERSION, Z_MAX, z_group
 from codec.models import get_model
@@ -54,7 +55,7 @@ class _GroupDecoder:
         self.latents = Latents.empty(self.grid, levels, z)
         self.first, *self.later = model.config.slices
         self.order = order_of_passes(model.config)
-        self.scores: dict[tuple, object] = {}  # of the segments that are being read
+        self.scores: dict[tuple, Scores] = {}  # of the segments that are being read
         self.of_index: dict[Window, Tensor] = {}  # features of two bands at most, from the first pass for the others
         self.of_mean: dict[Window, Tensor] = {}
         self.means: dict[Window, Tensor] = {}  # of the pass that is being read
@@ -62,7 +63,7 @@ class _GroupDecoder:
         # While the last group of a picture of few segments is read, some threads have nothing to do.
         self.idle = self.grid.bands == 1 and len(self.grid.windows(0)) * len(streams) < team_size()
 
-    def _open_streams(self) -> dict[tuple[int, int], list[rans.Decoder | None]]:
+    def _open_streams(self) -> dict[tuple[int, int], list]:
         """By band and column of segments."""
         decoders, number = {}, 0
         for band in range(self.grid.bands):
@@ -185,7 +186,9 @@ class _GroupDecoder:
         if number == 0:
             self.scores[segment] = scores_of(self.model, self.streams[item].level, window)
         place = (0, window.bottom - window.top, window.left, window.right)
-        states = self.latents.states.parts[band][item, :, :, 0].numpy()
+        states_of_band = self.latents.states.parts[band]
+        assert states_of_band is not None, "a decoder's latents know them while their band is read"
+        states = states_of_band[item, :, :, 0].numpy()
         given = rans.Pass(symbols[part], index[part], states, place, cells, self.scores[segment], part.start)
         decoder.read_pass(given, coding_of(self.model).y)
         if number == len(self.order) - 1:

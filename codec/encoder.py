@@ -76,7 +76,8 @@ class AnalysedPicture:
         """(MSE on the 0..255 scale, bits) at each level as the latent alone lets expect them: their run over the levels
         is the picture's own, their height is not. The networks are not asked; about 1500 cells are looked at."""
         cells = self._grid.height * self._grid.width
-        rows = torch.cat([part.flatten(0, 2)[:: max(1, cells // 1500)] for part in self._y.parts]).float()
+        kept = [part for part in self._y.parts if part is not None]
+        rows = torch.cat([part.flatten(0, 2)[:: max(1, cells // 1500)] for part in kept]).float()
         device = self.model.log_gain.device
         mse, bits = np.empty(len(levels)), np.empty(len(levels))
         with torch.inference_mode():
@@ -131,7 +132,8 @@ def _sealed(analysed: AnalysedPicture, latents: Latents, item: int, level: int) 
     model = analysed.model
     if model.identity is None:
         raise UnknownModel("this model has no id yet: save it with codec.network.files.save_model and load it again")
-    z, jobs = latents.z[item].permute(2, 0, 1).to(torch.int16).contiguous().cpu().numpy(), []
+    z = latents.z[item].permute(2, 0, 1).to(torch.int16).contiguous().cpu().numpy()
+    jobs: list[tuple] = []
     for band in range(latents.grid.bands):
         symbols, index = (array[item] for array in latents.arrays(band))
         for window in latents.grid.windows(band):

@@ -94,7 +94,8 @@ def map_threads(function: Callable, items: list) -> list:
     members = team_size()
     if members == 1 or len(items) < 2:
         return [function(item) for item in items]
-    inference, results, errors = torch.is_inference_mode_enabled(), [None] * len(items), {}
+    inference, results = torch.is_inference_mode_enabled(), [None] * len(items)
+    errors: dict[int, BaseException] = {}
     left = iter(range(len(items)))  # next() on it is one step for the interpreter: no two threads get the same
 
     def work() -> None:

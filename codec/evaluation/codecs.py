@@ -97,7 +97,7 @@ def _jxl() -> Codec:
     import imagecodecs
 
     def encode(image: Image.Image, distance: float) -> bytes:
-        return imagecodecs.jpegxl_encode(np.asarray(image), distance=distance, effort=7, numthreads=1)
+        return bytes(imagecodecs.jpegxl_encode(np.asarray(image), distance=distance, effort=7, numthreads=1))
 
     def decode(data: bytes) -> np.ndarray:
         return imagecodecs.jpegxl_decode(data, numthreads=1)

@@ -117,7 +117,7 @@ def at_equal_quality(table: pa.Table, anchor: str, values: Iterable[float] = SEE
     {codec: [{"value", "reached" (pictures), "compared" (pictures that both reach), "mean" (geometric), "median",
     "worst" (largest ratio; these three None where none is compared)} for each value]}.
     """
-    curves = defaultdict(dict)
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(dict)
     for row in table.to_pylist():
         if row["ssimulacra2"] is not None:
             curves[row["codec"]].setdefault(row["picture"], []).append((row["bytes"], row["ssimulacra2"]))

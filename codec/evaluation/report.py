@@ -152,7 +152,7 @@ def plot(measured: dict[str, list[dict]], published: dict[str, list[dict]], metr
         return None
     figure = Figure(figsize=(9, 6), layout="constrained")
     panel = figure.add_subplot()
-    shades = colormaps["tab20"].colors
+    shades = [colormaps["tab20"](index) for index in range(20)]
     for name, (rate, quality) in drawn.items():
         ours = name == OURS
         panel.plot(

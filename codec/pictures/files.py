@@ -90,7 +90,8 @@ def open_picture(data: bytes, max_pixels: int = 200_000_000, *, checked: bool = 
     format = recognised(data)
     known: dict = {"format": format}
     try:
-        image = Image.open(io.BytesIO(bare_png(data) if format == "PNG" else data), formats=[format])
+        opened = io.BytesIO(bare_png(data) if format == "PNG" else data)
+        image: Image.Image = Image.open(opened, formats=[format])
         known.update(format=image.format, mode=image.mode, width=image.width, height=image.height)
         if image.width * image.height > max_pixels:
             raise BrokenPicture(
@@ -126,16 +127,16 @@ def open_picture(data: bytes, max_pixels: int = 200_000_000, *, checked: bool = 
 
 def _refuse_uncarried(image: Image.Image, data: bytes, known: dict, checked: bool) -> None:
     """Raise UncarriedPicture for an opened file that would lose something; `known` then says its size as shown."""
-    reason = obstacle(data, image.format)
+    reason = obstacle(data, image.format or "")
     if not reason and image.mode not in PLAIN_MODES:
         reason = mode_reason(image.mode)
     if not reason and getattr(image, "is_animated", False):
         reason = SEVERAL
-    if not reason and checked and (behind := trailing_data(data, image.format)):
+    if not reason and checked and (behind := trailing_data(data, image.format or "")):
         reason = str(behind)
     if reason:
         try:
-            if orientation(read_metadata(data, image.format, image)) >= 5:
+            if orientation(read_metadata(data, image.format or "", image)) >= 5:
                 known.update(width=image.height, height=image.width)
         except NotCarried:
             pass
@@ -144,7 +145,7 @@ def _refuse_uncarried(image: Image.Image, data: bytes, known: dict, checked: boo
 
 def _metadata(image: Image.Image, data: bytes, known: dict) -> Metadata:
     try:
-        return read_metadata(data, image.format, image)
+        return read_metadata(data, image.format or "", image)
     except NotCarried as error:
         raise UncarriedPicture(str(error), **known) from None
 

@@ -130,7 +130,8 @@ class _Table:
             grid = np.rint(np.linspace(sampled[0], sampled[-1], width)).astype(np.int64)
             levels[members] = grid
             fields[:, members] = values if len(sampled) == 1 else PchipInterpolator(sampled, values, axis=2)(grid)
-        return cls(levels, *np.exp(fields, out=fields), pixels)
+        n_bytes, mse = np.exp(fields, out=fields)
+        return cls(levels, n_bytes, mse, pixels)
 
     def cost(self, chosen: np.ndarray) -> float:
         return float(self.bytes[np.arange(len(chosen)), chosen].sum(dtype=np.float64))

@@ -105,7 +105,7 @@ def encode_prepared(prepared, target: str | None = None, max_bytes: int | None =
     """The bitstream that meets one of the two. Raises TargetUnreachable, and ValueError for a bad target."""
     if (target is None) == (max_bytes is None):
         raise ValueError("give one of target and max_bytes")
-    metric, value = parse_target(target) if target is not None else ("bytes", max_bytes)
+    metric, value = parse_target(target) if target is not None else ("bytes", max_bytes or 0)
     return target_level(prepared, metric, value).bitstream
 
 
@@ -135,8 +135,9 @@ def target_level(prepared, metric: str, value: float, everywhere: bool = False) 
         return _measured(original, metric, shown[level])
 
     low, margin = _searched(metric, value), MARGIN[metric]
-    window = low + margin, low + EXCESS[metric] - margin, low + EXCESS[metric] / 2
-    found = _search(quality, *_family(prepared, metric), *window, -1, margin)
+    family, start = _family(prepared, metric)
+    highest, aim = low + EXCESS[metric] - margin, low + EXCESS[metric] / 2
+    found = _search(quality, family, start, low + margin, highest, aim, -1, margin)
     got = _own_unit(metric, found.value)
     if not found.met:
         raise TargetUnreachable(
@@ -194,7 +195,7 @@ def _acceptable_everywhere(original: Original, metric: str, quality, shown: dict
     return level, passes
 
 
-def _family(prepared, metric: str) -> tuple:
+def _family(prepared, metric: str) -> tuple[Sequence, Sequence[float]]:
     """Typical curves at levels 0, 100, ..., 1000 and their weights in the first guess."""
     if metric == "ssimulacra2":
         return SSIMULACRA2, (0, 0.25, 0.5, 0.25, 0)
@@ -206,9 +207,11 @@ def _family(prepared, metric: str) -> tuple:
 
 def _measured(original: Original, metric: str, shown: np.ndarray) -> float:
     """On the scale on which a metric is searched: of MS-SSIM dB; never above 100."""
-    if metric == "ssimulacra2":
-        return original.ssimulacra2(shown)
-    return min(original.psnr(shown) if metric == "psnr" else ms_ssim_db(original.ms_ssim(shown)), 100.0)
+    if metric == "psnr":
+        return min(original.psnr(shown), 100.0)
+    value = original.ssimulacra2(shown) if metric == "ssimulacra2" else original.ms_ssim(shown)
+    assert value is not None, "smaller pictures are searched by PSNR"
+    return value if metric == "ssimulacra2" else min(ms_ssim_db(value), 100.0)
 
 
 def _searched(metric: str, value: float) -> float:

@@ -388,7 +388,7 @@ def run_tiled(
 
 def _tiles(function, padded: np.ndarray, halo: int, multiple: int, tile: int, scale: int, rounded: bool) -> np.ndarray:
     spans = [_spans(length, halo, multiple, tile) for length in padded.shape[:2]]
-    result = None
+    result: np.ndarray | None = None
     for top, bottom, first, last in spans[0]:
         for left, right, start, stop in spans[1]:
             piece = function(padded[top:bottom, left:right])
@@ -404,6 +404,7 @@ def _tiles(function, padded: np.ndarray, halo: int, multiple: int, tile: int, sc
             cell = result[scale * first : scale * last, scale * start : scale * stop]
             middle = np.clip(middle, 0.0, 1.0)
             cell[...] = np.rint(middle * 255.0) if rounded else middle
+    assert result is not None, "there is a tile at least"
     return result
 
 
