@@ -28,6 +28,7 @@ from codec.metrics.original import Original
 from codec.metrics.ssimulacra2 import MIN_SIDE as SSIMULACRA2_MIN_SIDE
 from codec.pictures.errors import PictureError, UncarriedPicture
 from codec.pictures.files import Picture, open_picture
+from codec.pictures.metadata import same_facts
 from codec.rate_control import target as rate
 from tasks.forms import choose
 from tasks.forms.base import Declined, Goal
@@ -179,8 +180,9 @@ def open_format_verified(name: str, night: Night, row: dict, source: bytes, pict
     form, image = choose.FORMS[name], clean(picture, row)
     data = form.encode(source, image, Goal(night.metric, night.target))
     refuse_small_gain(len(data), row["size"], night.min_gain)
-    decoded = open_picture(form.decode(data), night.max_pixels, checked=False).image
-    original = Original(image.image)
+    back = open_picture(form.decode(data), night.max_pixels, checked=False)
+    refuse_silence(back, picture)
+    decoded, original = back.image, Original(image.image)
     return data, {
         "reason": row["reason"] if row["denoised"] else None, "not_removable": None, "quality": None, "model": None,
         "bpp": metrics.bpp(len(data), image.width, image.height), "codec": f"{name}/1",
@@ -228,7 +230,9 @@ def encode_verified(night: Night, row: dict, picture: Picture, model) -> tuple[b
         bitstream = reached.bitstream
     del prepared
     refuse_small_gain(len(bitstream), row["size"], night.min_gain)
-    decoded = decoder.decode(bitstream, model=model, max_pixels=night.max_pixels)
+    back = decoder.decode_picture(bitstream, model=model, max_pixels=night.max_pixels)
+    decoded = back.image
+    refuse_silence(back, picture)
     if image.image.mode != decoded.mode or not same_alpha(image.image, decoded):
         raise CodecError("the bitstream decodes to another mode or alpha plane than was encoded")
     if reached:
@@ -314,6 +318,12 @@ def same_alpha(a: Image.Image, b: Image.Image) -> bool:
 
 
 # --- enlarged pictures ---
+
+
+def refuse_silence(back: Picture, picture: Picture) -> None:
+    """CodecError, where what comes back does not say all that the file said beside its pixels."""
+    if not same_facts(back.metadata, picture.metadata):
+        raise CodecError("what comes back does not say all that the file said (EXIF, ICC, XMP, text ...)")
 
 
 def wants_enlarging(night: Night, picture: Picture) -> bool:

@@ -1,5 +1,6 @@
 """Compress step on folders: targets, gains, denoising, enlarging, packs; and sharing a budget."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 from codec import decode, info, metrics
 from codec.metrics import local_loss
 from codec.pictures.files import open_picture, pixel_sha256
+from codec.pictures.metadata import Metadata
 from tasks.forms.stored import file_of
 from tasks.night import budget, compress, fingerprint, rate_points
 from tasks.night.catalog import CATALOG_SCHEMA, table_of
@@ -254,10 +256,24 @@ def test_other_bytes_than_fingerprinted_fail_and_bugs_are_rows(press, photograph
     def broken(*_, **__):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(compress.decoder, "decode", broken)
+    monkeypatch.setattr(compress.decoder, "decode_picture", broken)
     (row,), dest, _ = press({"b.png": data}, quality=30.0)
     assert row["status"] == "failed" and "boom" in row["reason"] and row["output_key"] is None
     assert not list(dest.list("objects/"))
+
+
+def test_what_a_file_says_is_compared_before_it_counts(press, photograph, monkeypatch):
+    whole = compress.decoder.decode_picture
+
+    def silent(*arguments, **options):
+        return dataclasses.replace(whole(*arguments, **options), metadata=Metadata())
+
+    data = saved(photograph, "JPEG", quality=95, comment=b"box 7")
+    (row,), dest, _ = press({"a.jpg": data}, quality=30.0)
+    assert row["status"] == "compressed"
+    monkeypatch.setattr(compress.decoder, "decode_picture", silent)
+    (row,), dest, _ = press({"b.jpg": data}, quality=30.0)
+    assert row["status"] == "failed" and "all that the file said" in row["reason"]
 
 
 def test_a_budget_is_met_within_two_percent(press, photograph):
