@@ -3,13 +3,13 @@
 import re
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tasks.report.schema import SCHEMA
 
-duckdb = pytest.importorskip("duckdb")
 PAGE = (Path(__file__).parents[2] / "docs" / "queries.md").read_text("utf-8")
 QUERIES = re.findall(r"```sql\n(.*?)```", PAGE, re.S)
 RUNS = {"20251231T020000Z-0000": True, "20260101T020000Z-ab12": True, "20260102T020000Z-zzzz": False}  # id: complete
@@ -20,9 +20,10 @@ def night(run: str) -> pa.Table:
     """A row of each status, two kept and given up in one folder."""
     rows = [
         {"key": "a/1.jpg", "status": "compressed", "source_bytes": 1000, "stored_bytes": 200, "output_key": "objects/p",
-         "psnr": 38.0, "ms_ssim": 0.981, "bpp": 0.5},
+         "psnr": 38.0, "ssimulacra2": 82.0, "bpp": 0.5, "worst_tile": 0.9, "form": "npi", "gives_back": "seen"},
         {"key": "a/2.jpg", "status": "compressed", "source_bytes": 2000, "stored_bytes": 300, "output_key": "objects/p",
-         "psnr": 31.0, "ms_ssim": 0.980, "bpp": 0.7},
+         "psnr": 31.0, "ssimulacra2": 80.1, "bpp": 0.7, "worst_tile": 0.8, "form": "npi", "gives_back": "seen",
+         "not_removable": "its caption is not carried"},
         {"key": "b/copy.jpg", "status": "duplicate", "source_bytes": 900, "stored_bytes": 0, "output_key": "objects/p",
          "keeper_key": "a/1.jpg", "duplicate_kind": "near", "hamming_distance": 2, "psnr_source": 33.0},
         {"key": "c.tif", "status": "kept", "source_bytes": 700, "stored_bytes": 0, "reason": "CMYK"},
