@@ -298,5 +298,3 @@ print(peak() - before)
     latent = small.config.latent / 256  # cells' channels per pixel
     assert grown("encode") < megapixels * latent * (2 + 2 + 1) + 250  # y in half precision, symbols, bins
     assert grown("decode") < megapixels * 4 + 250  # Pillow's four bytes a pixel
-
-
