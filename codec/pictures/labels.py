@@ -24,9 +24,10 @@ def exact_values(image: Image.Image) -> str | None:
     """
     if image.mode == "P" and (twins := _equal_entries(image)):
         return f"its palette gives {twins} numbers the colour of another one: the numbers are codes"
-    values = _packed(image)
-    if values.size == 0 or not _worth_a_look(values):
+    pixels = np.asarray(image)
+    if pixels.size == 0 or not _worth_a_look(_packed(pixels[:: max(1, len(pixels) // _SAMPLED_ROWS)])):
         return None
+    values = _packed(pixels)
     across, down = values[:, 1:] != values[:, :-1], values[1:] != values[:-1]
     starts = np.ones(values.shape, bool)
     starts[:, 1:] = across
@@ -61,9 +62,8 @@ def _equal_entries(image: Image.Image) -> int:
     return len(colours) - len(np.unique(colours, axis=0)) if len(colours) else 0
 
 
-def _packed(image: Image.Image) -> np.ndarray:
-    """[H,W]: one number for each pixel, uint8 or uint32."""
-    pixels = np.asarray(image)
+def _packed(pixels: np.ndarray) -> np.ndarray:
+    """[H,W] or [H,W,C] -> [H,W]: one number for each pixel, uint8 or uint32."""
     if pixels.ndim == 2:
         return pixels.astype(np.uint8)
     packed = pixels[:, :, 0].astype(np.uint32)
@@ -72,9 +72,8 @@ def _packed(image: Image.Image) -> np.ndarray:
     return packed
 
 
-def _worth_a_look(values: np.ndarray) -> bool:
+def _worth_a_look(rows: np.ndarray) -> bool:
     """Whether some of the rows leave it open; photographs end here."""
-    rows = values[:: max(1, values.shape[0] // _SAMPLED_ROWS)]
     if rows.shape[1] > 1 and (rows[:, 1:] == rows[:, :-1]).mean() >= _FLAT:
         return True
     return len(np.unique(rows.ravel()[:: max(1, rows.size // 4096)])) <= FEW
