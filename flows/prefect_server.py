@@ -21,8 +21,8 @@ from types import MappingProxyType
 from flows.console import WorkFailed
 from tasks.machine import cache_folder
 
-SERVER_PATIENCE = 90.0  # seconds until a Prefect server that does not answer counts as broken
-GIVEN_PATIENCE = 10.0  # the same for one that somebody else has started
+SERVER_PATIENCE = 240.0  # seconds until a Prefect server that does not answer counts as broken
+GIVEN_PATIENCE = 30.0  # the same for one that somebody else has started
 
 
 # Prefect reads its settings when it is first imported: set before that.
@@ -181,7 +181,7 @@ def profile_url() -> str | None:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=2) as response:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10) as response:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -108,12 +108,12 @@ def new_buckets(environment, monkeypatch):
     return tuple(pair)
 
 
-def wait_for(url, process, seconds=60):
+def wait_for(url, process, seconds=300):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, f"the server for {url} ended with {process.returncode}"
         try:
-            urllib.request.urlopen(url, timeout=2).close()
+            urllib.request.urlopen(url, timeout=10).close()
             return
         except OSError:
             time.sleep(0.1)

@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 
 def help_of(*command: str) -> str:
     """The command's --help, from the environment that the tests run in."""
-    done = subprocess.run([str(BIN / command[0]), *command[1:], "--help"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(BIN / command[0]), *command[1:], "--help"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{' '.join(command)} --help: {done.stdout[-500:]}{done.stderr[-500:]}"
     return done.stdout
 

@@ -64,18 +64,15 @@ def plain(rows, run_id):
 
 
 @pytest.fixture(scope="module")
-def from_folders(tmp_path_factory):
+def from_folders(tmp_path_factory, machinery):
     """Manifest and rows of the night between two folders."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     folder = tmp_path_factory.mktemp("night")
     source, dest = open_store(str(folder / "source")), open_store(str(folder / "dest"))
     for key, data in bucket_files().items():
         source.write(key, data)
         age = 1_700_000_000 + 10 * (key == LATER)
         os.utime(folder / "source" / key, (age, age))
-    yield a_night(source, dest)
-    patch.undo()
+    return a_night(source, dest, workers=None, dask=machinery)
 
 
 def same_night(from_folders, source, dest):
@@ -111,7 +108,7 @@ def test_a_night_on_radosgw(from_folders, radosgw_stores):
     same_night(from_folders, *radosgw_stores)
 
 
-def test_what_objects_say_of_themselves_on_moto(moto_stores):
+def test_what_objects_say_of_themselves_on_moto(with_prefect, moto_stores):
     """Tags, Expires, redirects, a name in another script: on what is decoded, on a duplicate of it, on what is kept."""
     from tasks.recovery.restore import restore
 

@@ -1,6 +1,6 @@
 """Whole nights on local folders: every kind of object, second nights, limits, aborts, budgets, lost keepers.
 
-One Prefect server and one Dask cluster (used through --dask) serve all tests of this file. Kills are
+One Prefect server and one Dask cluster (used through --dask) serve all tests of this file: conftest.py's. Kills are
 test_night_kills.py's, S3 is test_night_s3.py's.
 """
 
@@ -17,32 +17,16 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from codec import decode
 from codec.metrics import psnr
 from flows.console import WorkFailed, WrongUsage
 from flows.settings import RunSettings
+from tasks.forms.stored import picture_of
 from tasks.night.catalog import read_catalog, read_report
 from tasks.night.runs import find_run
 from tasks.report.schema import SCHEMA
 from tasks.stores.open import open_store
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture(scope="module")
-def machinery(tmp_path_factory):
-    """Address of a warm Dask cluster; PREFECT_API_URL names a running server."""
-    from flows.cluster import pool
-    from flows.prefect_server import PrefectServer
-
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    patch.delenv("PREFECT_API_URL", raising=False)
-    patch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    with PrefectServer() as server, pool(2, device="cpu") as workers:
-        patch.setenv("PREFECT_API_URL", server.url())
-        yield workers.client.scheduler.address
-    patch.undo()
 
 
 @pytest.fixture
@@ -182,7 +166,7 @@ def test_what_is_stored_is_what_the_rows_say(first):
         if row["output_key"]:
             data = store.read_range(row["output_key"], row["output_offset"], row["output_length"])
             assert hashlib.sha256(data).hexdigest() == catalog[key]["output_sha256"]
-            image, own = decode(data), keeper or row
+            image, own = picture_of(data).image, keeper or row
             assert image.size == (own["width"], own["height"])
             assert row["psnr_source"] >= 30 or own["denoised"]
         else:
@@ -322,7 +306,7 @@ def test_refusals(night, first, second, bucket, tmp_path):
 @pytest.fixture(scope="module")
 def mean_colour(tmp_path_factory):
     """A user's own network: a picture's mean colour. It proposes nearly every pair; the second look has to choose."""
-    onnx = pytest.importorskip("onnx")
+    import onnx
     from onnx import helper, numpy_helper
 
     shape = ["n", 3, 16, 16]

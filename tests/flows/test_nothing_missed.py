@@ -104,7 +104,7 @@ STAY = {
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory):
+def night(tmp_path_factory, machinery):
     """(rows by key, removable keys, folder of what was restored)."""
     from flows.nightly import run_night
     from flows.settings import RunSettings
@@ -118,7 +118,7 @@ def night(tmp_path_factory):
     source.mkdir()
     for key, data in (SPEAK | STAY).items():
         (source / key).write_bytes(data)
-    options = {"source": str(source), "dest": str(dest), "target": "psnr=34", "workers": 1, "min_gain": 0.0}
+    options = {"source": str(source), "dest": str(dest), "target": "psnr=34", "dask": machinery, "min_gain": 0.0}
     run_id = run_night(RunSettings.from_parameters(options))["run_id"]
     store = open_store(str(dest))
     rows = {row["key"]: row for row in read_report(store, find_run(store, run_id)).to_pylist()}

@@ -76,7 +76,7 @@ def test_a_night_starts_on_the_minute(tmp_path):
         )
         try:
             manifests: list = []
-            for _ in range(170):
+            for _ in range(500):
                 manifests = list(dest.glob("runs/*/manifest.json"))
                 if manifests or server.poll() is not None:
                     break
@@ -84,7 +84,7 @@ def test_a_night_starts_on_the_minute(tmp_path):
         finally:
             server.send_signal(signal.SIGINT)
             try:
-                server.wait(30)
+                server.wait(120)
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()

@@ -1,5 +1,7 @@
 """`nightpress train`: what it makes is a codec that codes, and what it cannot do is said."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from codec.models import get_model
 from codec.network.config import Config
 from codec.network.files import read_model_file, save_model
 from codec.network.night_codec import NightCodec
+from codec.training import train as training
 from flows.cli import main
 
 SMALL = Config(16, 32, 8, 1, 1, 8, 8, (4, 8, 20), 8, 8)
@@ -26,9 +29,10 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_codec_is_trained_and_gets_contexts(folder, tmp_path, capsys):
+def test_a_codec_is_trained_and_gets_contexts(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "train", partial(training.train, steps=2))
     save_model(NightCodec(SMALL), tmp_path / "start.safetensors")
-    options = ["--start", str(tmp_path / "start.safetensors"), "--minutes", "0.02", "--device", "cpu"]
+    options = ["--start", str(tmp_path / "start.safetensors"), "--device", "cpu"]
     assert main(["train", "codec", "--data", str(folder), "--out", str(tmp_path / "out"), *options]) == 0
     path = capsys.readouterr().out.strip()
     arrays, _ = read_model_file(path)

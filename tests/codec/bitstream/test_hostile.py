@@ -1,10 +1,10 @@
-"""Files that nobody encoded: each ends in the documented error or in the very picture, soon, within bounded memory.
+"""Files that nobody encoded: each ends in the documented error or in the very picture, within bounded memory.
 
-`make bench` runs 100,000 of them (bench_hostile.py); here are some of each kind, and the constructed attacks.
+`make bench` runs 100,000 of them and times the slowest (bench_hostile.py); here are some of each kind, and the
+constructed attacks.
 """
 
 import struct
-import time
 import tracemalloc
 import zlib
 
@@ -58,14 +58,12 @@ def test_mutants_end_in_an_error_or_the_same_picture(small, golden, name, reseal
         bad = mutated(data, rng)
         if resealed:
             bad = sealed(bad[:-4])
-        begun = time.perf_counter()
         try:
             shown = np.asarray(decode(bad, model=small))
         except CodecError:
             refused += 1
         else:
             assert resealed or np.array_equal(shown, original)
-        assert time.perf_counter() - begun < 5
     assert refused >= 20
 
 
@@ -89,10 +87,8 @@ def test_a_huge_picture_in_a_small_file_is_refused_before_it_costs_memory(small,
         body = head + container._varint(width - 1) + container._varint(height - 1) + lengths + bytes(streams)
         for padding in (0, 8 * len(lengths)):
             tracemalloc.start()
-            begun = time.perf_counter()
             with pytest.raises(CodecError):
                 decode(sealed(body + b"\x55" * padding), model=small)
-            assert time.perf_counter() - begun < 1
             assert tracemalloc.get_traced_memory()[1] < 50e6
             tracemalloc.stop()
 
