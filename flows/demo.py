@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 COMPRESSED, DUPLICATE, KEPT, FAILED, SKIPPED = "compressed", "duplicate", "kept", "failed", "skipped"
-OWN = (COMPRESSED, KEPT)  # a picture that counts for itself: kept where the codec gains too little
+OWN = (COMPRESSED, KEPT)  # a picture that counts for itself: kept where no form gains enough
+EXACT = (KEPT, COMPRESSED)  # what no lossy form carries: stored without loss where that gains enough
 
 
 @dataclass(frozen=True)
@@ -383,15 +384,15 @@ def plant_odd(planting: Planting, p: SimpleNamespace) -> None:
     planting.plant("odd/palette.png", "odd", saved(ImageOps.flip(p.astronaut).quantize(64), "PNG"))
     planting.plant("odd/silhouette.png", "odd", saved(photograph("horse.png").convert("L").convert("1"), "PNG"))
     planting.plant("odd/bitmap.bmp", "odd", saved(ImageOps.flip(p.rocket).crop((0, 0, 400, 300)), "BMP"))
-    planting.plant("odd/print.jpg", "odd", saved(ImageOps.flip(p.right).convert("CMYK"), "JPEG", quality=90), OWN)
-    planting.plant("odd/deep.png", "odd", deep_png(p.left.crop((300, 0, 700, 300))), OWN)
+    planting.plant("odd/print.jpg", "odd", saved(ImageOps.flip(p.right).convert("CMYK"), "JPEG", quality=90), EXACT)
+    planting.plant("odd/deep.png", "odd", deep_png(p.left.crop((300, 0, 700, 300))), EXACT)
     deep_grey = Image.fromarray(np.asarray(p.coins).astype(np.uint16) * 256 + 77)
-    planting.plant("odd/deep-grey.png", "odd", saved(deep_grey, "PNG"), OWN)
+    planting.plant("odd/deep-grey.png", "odd", saved(deep_grey, "PNG"), EXACT)
     heights = Image.fromarray(np.asarray(p.camera.resize((200, 200)), np.float32) / 255)
-    planting.plant("odd/heights.tif", "odd", saved(heights, "TIFF"), OWN)
-    planting.plant("odd/moving.gif", "odd", shipped("no_time_for_that_tiny.gif"), OWN)
+    planting.plant("odd/heights.tif", "odd", saved(heights, "TIFF"), EXACT)
+    planting.plant("odd/moving.gif", "odd", shipped("no_time_for_that_tiny.gif"), EXACT)
     pages = [letter().resize((310, 400)), ImageOps.flip(letter()).resize((310, 400))]
-    planting.plant("odd/two-pages.tif", "odd", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), OWN)
+    planting.plant("odd/two-pages.tif", "odd", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), EXACT)
 
 
 def plant_broken(planting: Planting, p: SimpleNamespace) -> None:
