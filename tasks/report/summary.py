@@ -148,7 +148,10 @@ def proofs(table: pa.Table, manifest: dict | None = None) -> list[tuple[bool, st
     as_png = sum(objects for words, (objects, _) in savings.given_back(table).items() if words != "to the byte")
     if as_png:
         result.append(
-            (True, f"{as_png:,} objects come back as PNG with new bytes: photo.jpg as photo.jpg.png, photo.png as it is.")
+            (
+                True,
+                f"{as_png:,} objects come back as PNG, their bytes new: photo.jpg as photo.jpg.png, photo.png so.",
+            )
         )
     if len(copies):
         result.append((backed == len(copies), f"{backed:,} of {len(copies):,} duplicates have their keeper safe."))
