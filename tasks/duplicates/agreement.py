@@ -57,6 +57,9 @@ NOISY = 2.5  # times a keeper's noise (root mean square, levels): most that it m
 STRIP = 512  # rows that are judged at a time
 FITTED, LEAST_FITTED = 250_000, 1024  # pixels, at most about, by which a mixture is found; smaller pictures have none
 
+LEAST_PSNR = 12.0  # dB: no re-encoding or resizing of a picture goes below it; nothing more is tried then
+HOPELESS = 300.0  # times a bound: no other filter or place explains that
+
 SIMILAR = 27.0  # dB: what is no copy but agrees so well on the whole is called similar
 FLAT_MARGIN = 14.0  # dB above what the picture's mean colour alone reaches: flat pictures agree by accident
 
@@ -67,6 +70,9 @@ _TO_STORED = {  # EXIF's orientation -> what lays an upright picture [h,w,...] a
     5: lambda a: a.swapaxes(0, 1), 6: lambda a: a[:, ::-1].swapaxes(0, 1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a[::-1].swapaxes(0, 1),
 }  # fmt: skip
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the keeper
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Agreement:
         return float((np.array([self.low, self.high, self.filled, self.region]) / MOST).max())
 
 
-def agreement(keeper: Original, member: Original, box: tuple[float, ...] | None = None) -> Agreement:
+def agreement(keeper: Original, member: Original, box: Box | None = None) -> Agreement:
     """Whether the member is a copy of the keeper, or of the part of it inside `box` (left, top, right, bottom).
 
     The keeper stands as the member shows it (alignment.turned). Both have alpha or neither. Never raises for pictures
@@ -134,13 +140,15 @@ def agreement(keeper: Original, member: Original, box: tuple[float, ...] | None 
         if not same_alpha(source, member.image, box):
             return Agreement(False, "their alpha channels differ", psnr)
         source, member = on_grey(source), replace(member, image=on_grey(member.image))
+    if psnr < LEAST_PSNR:
+        return Agreement(False, f"the pixels agree to {psnr:.1f} dB only", psnr)
     found = _best(source, keeper, member, box)
     if found.agrees:
         return replace(found, psnr=psnr)
     return replace(found, psnr=psnr, similar=psnr >= needed_to_be_similar(np.asarray(member.image)))
 
 
-def _best(source: Image.Image, keeper: Original, member: Original, box: tuple[float, ...] | None) -> Agreement:
+def _best(source: Image.Image, keeper: Original, member: Original, box: Box | None) -> Agreement:
     """The first explanation that holds, or the one that comes closest."""
     coding = member.coding or Coding("")
     stored = _TO_STORED[coding.orientation if coding.tables else 1]
@@ -148,7 +156,7 @@ def _best(source: Image.Image, keeper: Original, member: Original, box: tuple[fl
     own = np.ascontiguousarray(stored(pixels))
     steps = coding.tables[0] if coding.tables and coding.orientation == 1 else None
     bounds = keeper_bounds(keeper, member.image.width / (box[2] - box[0] if box else source.width))
-    best = None
+    best = Agreement(False, "nothing was compared", high=float("inf"))
     for predicted, others in predictions(source, pixels, box, steps):
         predicted = np.ascontiguousarray(stored(predicted))
         doubted = [np.ascontiguousarray(stored(other)) for other in others]
@@ -156,8 +164,10 @@ def _best(source: Image.Image, keeper: Original, member: Original, box: tuple[fl
             found = judged(own, predicted, why, doubted, bounds)
             if found.agrees:
                 return found
-            if best is None or found.excess < best.excess:
+            if found.excess < best.excess:
                 best = found
+        if best.excess > HOPELESS:
+            break
     return best
 
 
@@ -165,7 +175,7 @@ def _best(source: Image.Image, keeper: Original, member: Original, box: tuple[fl
 
 
 def predictions(
-    keeper: Image.Image, member: np.ndarray, box: tuple[float, ...] | None, steps: np.ndarray | None
+    keeper: Image.Image, member: np.ndarray, box: Box | None, steps: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """(pixels, [the same by other filters]), uint8, that the member may have been before it was coded.
 
@@ -175,7 +185,7 @@ def predictions(
     """
     size = (member.shape[1], member.shape[0])
     if box is not None and all(edge == round(edge) for edge in box):  # most parts were cut first, then resized
-        keeper, box = keeper.crop(tuple(int(edge) for edge in box)), None
+        keeper, box = keeper.crop((int(box[0]), int(box[1]), int(box[2]), int(box[3]))), None
     if box is None and keeper.size == size:
         yield np.asarray(keeper), []
         return
@@ -202,14 +212,14 @@ def predictions(
         )  # fmt: skip
 
 
-def resized_by_all(keeper: Image.Image, size: tuple[int, int], box: tuple[float, ...]) -> list[np.ndarray]:
+def resized_by_all(keeper: Image.Image, size: tuple[int, int], box: Box) -> list[np.ndarray]:
     """uint8: the box of the keeper (it may reach over its edges) at this size, by every filter."""
     over = max(0.0, -box[0], -box[1], box[2] - keeper.width, box[3] - keeper.height)
     margin = int(np.ceil(over))
     if margin:
         pad = ((margin, margin), (margin, margin), (0, 0))[: np.asarray(keeper).ndim]
         keeper = Image.fromarray(np.pad(np.asarray(keeper), pad, mode="edge"))
-        box = tuple(edge + margin for edge in box)
+        box = (box[0] + margin, box[1] + margin, box[2] + margin, box[3] + margin)
     resized = [np.asarray(keeper.resize(size, one, box=box)) for one in FILTERS]
     source = np.asarray(keeper)
     if all(edge == round(edge) for edge in box):
@@ -359,7 +369,7 @@ def needed_to_be_similar(pixels: np.ndarray) -> float:
     return max(SIMILAR, 10 * np.log10(255.0**2 / max(spread, 1e-6)) + FLAT_MARGIN)
 
 
-def same_alpha(keeper: Image.Image, member: Image.Image, box: tuple[float, ...] | None) -> bool:
+def same_alpha(keeper: Image.Image, member: Image.Image, box: Box | None) -> bool:
     """Whether the member's alpha is the keeper's, by one of the filters where it was resized (within 2 levels)."""
     mine, own = keeper.getchannel("A"), np.asarray(member.getchannel("A"), np.int16)
     if box is None and mine.size == member.size:

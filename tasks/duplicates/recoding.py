@@ -60,10 +60,11 @@ def coding_of(data: bytes) -> Coding:
         format, palette = image.format or "", image.mode == "P"
         orientation = image.getexif().get(274, 1)
         orientation = orientation if orientation in range(1, 9) else 1
-        layers = getattr(image, "layer", ())
+        layers: tuple = getattr(image, "layer", ())  # of a JPEG: (name, across, down, table) of each component
         if format not in ("JPEG", "MPO") or len(layers) not in (1, 3):
             return Coding(format, (), (1, 1), orientation, len(data), palette)
-        steps = {name: np.array(table, np.float32).reshape(8, 8) for name, table in image.quantization.items()}
+        quantization: dict = getattr(image, "quantization", {})
+        steps = {name: np.array(table, np.float32).reshape(8, 8) for name, table in quantization.items()}
         tables = tuple(steps[layer[3]] for layer in layers[:2])
         sampling = (1, 1)
         if len(layers) == 3:
@@ -129,6 +130,7 @@ class Explanation:
         """[8,8] or [rows,columns,8,8]. moved: coefficients of the second reference less the first."""
         if self.bounds is not None:
             return self.bounds[chroma]
+        assert moved is not None, "an explanation without bounds has two references"
         around = maximum_filter(np.abs(moved), (*AROUND, 1, 1), mode="nearest")
         return OTHERWISE * around + np.sqrt((moved**2).mean((0, 1)))
 
@@ -201,12 +203,13 @@ def through_format(pixels: np.ndarray, format: str, **options) -> tuple[np.ndarr
 def at_length(pixels: np.ndarray, format: str, length: int, effort: dict) -> np.ndarray:
     """Through WebP or AVIF at the quality at which the file has this length, or nearly (regula falsi on its log)."""
     known = {0: -np.inf, 101: np.inf}  # quality -> log of the length there
-    wanted, quality, best = np.log(length), 75, None
+    wanted, quality = np.log(length), 75
+    best, least = pixels, np.inf
     for _ in range(TRIES):
         coded, here = through_format(pixels, format, quality=quality, **effort)
         known[quality] = np.log(here)
-        if best is None or abs(known[quality] - wanted) < best[0]:
-            best = (abs(known[quality] - wanted), coded)
+        if abs(known[quality] - wanted) < least:
+            best, least = coded, abs(known[quality] - wanted)
         below = max(tried for tried in known if known[tried] <= wanted)
         above = min((tried for tried in known if known[tried] > wanted and tried > below), default=101)
         if here == length or above - below <= 1:
@@ -216,7 +219,7 @@ def at_length(pixels: np.ndarray, format: str, length: int, effort: dict) -> np.
         else:
             quality = below + round((wanted - known[below]) / (known[above] - known[below]) * (above - below))
         quality = int(np.clip(quality, below + 1, above - 1))
-    return best[1]
+    return best
 
 
 def earlier_quality(pixels: np.ndarray, own: np.ndarray, last: np.ndarray | None) -> int | None:

@@ -125,7 +125,7 @@ def check(night: Night, item: dict, fetched) -> list[dict]:
 
 def kept_enough(night: Night, meant: Image.Image, given: Image.Image) -> tuple[bool, str]:
     """Whether `given` reaches the night's target against `meant`, both as a member shows them; in words."""
-    metric, least = night.metric, night.target
+    metric, least = night.metric, night.target or 0.0
     value = None
     if metric == "ssimulacra2":
         value = ssimulacra2_of(meant, given)
