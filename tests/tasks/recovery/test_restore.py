@@ -413,3 +413,72 @@ def test_large_copies_stream(stores, out, model, monkeypatch):
     assert [key for key, _ in outcome.failures] == ["wrong.bin"]
     assert out.read("large.bin") == data and not out.exists("wrong.bin")
     assert restore(dest.url, out.url, keys=["large.bin"]).failures == []
+
+
+def stored(run, key, data, name, **description):
+    """A row of what one of the forms without loss, or an open one, made of `data`."""
+    from codec.pictures.errors import PictureError
+    from codec.pictures.files import open_picture
+    from tasks.forms.base import Goal
+    from tasks.forms.choose import FORMS
+
+    form = FORMS[name]
+    try:
+        shown = open_picture(data, checked=False)
+    except PictureError:
+        shown = None
+    made = form.encode(data, shown, Goal("psnr", 30.0))
+    where = {"output_key": run.pack_key, "output_offset": len(run.pack), "output_length": len(made)}
+    run.pack += made
+    image = Image.open(io.BytesIO(data))
+    return run.add(
+        key, data, "compressed", **description, **where, output_sha256=hashlib.sha256(made).hexdigest(),
+        stored_bytes=len(made), width=image.width, height=image.height, mode=image.mode, form=name,
+        gives_back=form.gives_back,
+    )  # fmt: skip
+
+
+def test_forms_without_loss_come_back_under_their_own_names(local_stores, tmp_path, model):
+    source, dest = local_stores
+    out = open_store(str(tmp_path / "out"))
+    run = Run(source, dest, model)
+    jpeg = picture(1, format="JPEG", quality=95) + b"a video behind it" * 20
+    bitmap, drawing = picture(2, format="BMP"), picture(3, compress_level=0)
+    lzw = picture(4, format="TIFF", compression="tiff_lzw")
+    deep = io.BytesIO()
+    Image.fromarray(np.arange(96 * 64, dtype=np.uint16).reshape(64, 96)).save(deep, "PNG", compress_level=0)
+    keeper = stored(run, "a.jpg", jpeg, "jxl-jpeg", metadata={"owner": "ann"})
+    stored(run, "b.bmp", bitmap, "exact", content_type="image/bmp")
+    pixels = stored(run, "c.png", drawing, "lossless", content_type="image/png")
+    stored(run, "d.tif", lzw, "lossless", content_type="image/tiff")
+    stored(run, "deep.png", deep.getvalue(), "lossless", content_type="image/png")
+    stored(run, "e.png", picture(5), "avif", content_type="image/png")
+    copy = {"form": "jxl-jpeg", "gives_back": "bytes"}
+    run.duplicate("a copy.jpg", jpeg, keeper, "exact", **copy)
+    run.duplicate("a small.png", picture(1, size=(48, 32)), keeper, "near", form="jxl-jpeg", gives_back="seen")
+    run.duplicate("c.gif", drawing, pixels, "pixel", form="lossless", gives_back="pixels", content_type="image/gif")
+    run.commit()
+    outcome = restore(dest.url, out.url)
+    assert outcome.failures == [] and outcome.decoded == len(run.rows)
+    assert {info.key for info in out.list()} == {
+        "a.jpg", "b.bmp", "c.png", "d.tif.png", "deep.png", "e.png", "a copy.jpg", "a small.png", "c.gif.png",
+        *(name for name in (JOURNAL,) if out.exists(name)),
+    }  # fmt: skip
+    assert out.read("a.jpg") == out.read("a copy.jpg") == jpeg
+    assert out.read("b.bmp") == bitmap
+    for name, data in (("c.png", drawing), ("c.gif.png", drawing), ("d.tif.png", lzw), ("deep.png", deep.getvalue())):
+        assert np.array_equal(np.asarray(opened(out, name)), np.asarray(Image.open(io.BytesIO(data)))), name
+    assert opened(out, "a small.png").size == (48, 32)
+    assert psnr(opened(out, "e.png"), Image.open(io.BytesIO(picture(5)))) >= 30
+    assert restore(dest.url, out.url).there == len(run.rows)
+
+
+def test_a_form_that_no_longer_gives_the_bytes_fails_its_key(local_stores, tmp_path, model):
+    source, dest = local_stores
+    run = Run(source, dest, model)
+    row = stored(run, "b.bmp", picture(2, format="BMP"), "exact")
+    row["sha256"] = hashlib.sha256(b"other bytes").hexdigest()
+    run.commit()
+    outcome = restore(dest.url, str(tmp_path / "out"))
+    assert [key for key, _ in outcome.failures] == ["b.bmp"]
+    assert "does not come back to the byte" in outcome.failures[0][1]
