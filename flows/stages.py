@@ -124,7 +124,10 @@ def the_plan(run: NightRun, facts: pa.Table, known: pa.Table) -> pa.Table:
         rounds = count()
 
         def confirm(pairs: list[tuple[dict, dict]]) -> list[plan.Answer]:
-            return look(run, pairs, look_step(next(rounds)), "n")
+            seen = look(run, pairs, look_step(next(rounds)), "n")
+            if run.settings.codec != "lossless":
+                return seen
+            return [one._replace(alike=False, similar=one.alike or one.similar) for one in seen]  # each keeps its own
 
         def decide() -> plan.Found:
             return plan.find_duplicates(facts, known, run.settings.dedup, confirm, proposed_from(run.settings))

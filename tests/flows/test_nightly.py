@@ -449,3 +449,13 @@ def test_near_misses_are_stored_each_and_named(night, tmp_path):
     _, rows = night(source, tmp_path / "dest")
     assert {row["status"] for row in rows.values()} == {"compressed"}
     assert rows["marked.jpg"]["similar_to"] == "cat.png" and rows["cat.png"]["similar_to"] is None
+
+
+def test_a_night_without_loss_gives_no_near_duplicate_up(night, tmp_path):
+    cat, source = photograph("chelsea.png"), tmp_path / "source"
+    files = {"cat.png": saved(cat, "PNG"), "same.tif": saved(cat, "TIFF")}
+    put(source, files | {"cat.jpg": saved(cat, "JPEG", quality=80)})
+    _, rows = night(source, tmp_path / "dest", codec="lossless", target=None)
+    assert rows["cat.jpg"]["status"] == "compressed" and rows["cat.jpg"]["gives_back"] == "bytes"
+    assert rows["cat.jpg"]["similar_to"] in ("cat.png", "same.tif")
+    assert {rows["cat.png"]["duplicate_kind"], rows["same.tif"]["duplicate_kind"]} == {None, "pixel"}
