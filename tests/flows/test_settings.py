@@ -72,6 +72,7 @@ def test_ranges_name_the_flag_and_the_value():
     for words, message in {
         ("--quality", "101"): r"--quality: 101 is outside 0\.\.100",
         ("--dedup", "fuzzy"): "--dedup: 'fuzzy' is not one of off, exact, near",
+        ("--codec", "heic"): "--codec: 'heic' is not one of learned, lossless, avif, jxl, smallest",
         ("--workers", "0"): "--workers: 0 is outside",
         ("--shard-size", "2.5"): "--shard-size: '2.5' is not a whole number",
         ("--dedup-embedding", "vgg"): "--dedup-embedding: 'vgg' is neither",
@@ -93,6 +94,8 @@ def test_clashes_name_both_arguments():
         (("--workers", "2", "--dask", "tcp://x:1"), "--workers and --dask"),
         (("--dedup", "exact", "--dedup-embedding", "copy"), "--dedup exact and --dedup-embedding copy"),
         (("--dry-run", "--fresh"), "--dry-run and --fresh"),
+        (("--codec", "avif", "--quality", "50"), "--codec avif and --quality"),
+        (("--codec", "lossless", "--budget", "5%"), "--codec lossless and --budget"),
     ]:
         with pytest.raises(WrongUsage, match=both):
             parsed(*words)

@@ -101,3 +101,12 @@ def test_a_keeper_stays_where_the_better_one_does_not_serve_all(full):
     table = keepers.follow(taken_up(full).drop_columns("shard"), rows(*KNOWN), lambda members, kept: answers)
     left = keepers.reverted(table, rows(*KNOWN))
     assert left["key"].to_pylist() == ["full"]
+
+
+@pytest.mark.parametrize("gives_back, exact, pixel", [("bytes", "bytes", "pixels"), ("pixels", "pixels", "pixels"),
+                                                      ("seen", "seen", "seen")])  # fmt: skip
+def test_a_duplicate_gives_back_what_its_keepers_form_does_for_it(gives_back, exact, pixel):
+    keeper = KEEPER | {"form": "f", "gives_back": gives_back}
+    found = follow(keeper, copy("exact"), copy("pixel"), copy("near"))
+    assert [found[f"{kind} of a"]["gives_back"] for kind in ("exact", "pixel", "near")] == [exact, pixel, "seen"]
+    assert found["pixel of a"]["form"] == "f"
