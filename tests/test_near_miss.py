@@ -82,3 +82,19 @@ def test_copies_show_the_same_everywhere(copies):
         small = [64 * side // max(first.size) for side in first.size]
         a, b = (np.asarray(one.resize(small, Image.Resampling.BOX), np.float64) for one in (first, second))
         assert np.abs(a - b).mean() < 12, pair[:2]
+
+
+@pytest.mark.slow
+def test_no_near_miss_is_taken_for_a_copy_and_copies_are():
+    """A part of what tests/bench/evaluate_agreement.py tries in full."""
+    from tasks.duplicates.agreement import agreement, original_of
+
+    for pair in near_miss.near_misses(seed=2, per_kind=3):
+        first, second = original_of(pair.first), original_of(pair.second)
+        assert not agreement(first, second).agrees, pair[:2]
+        assert first.image.size != second.image.size or not agreement(second, first).agrees, pair[:2]
+    seen = {True: [], False: []}
+    for pair in list(near_miss.true_copies(seed=2))[::6]:
+        asked = (pair.quality or 100) >= 50
+        seen[asked].append(agreement(original_of(pair.first), original_of(pair.second)).agrees)
+    assert np.mean(seen[True]) >= 0.9 and np.mean(seen[False]) >= 0.8
