@@ -102,7 +102,11 @@ def judged(row: dict, mine, store, args: argparse.Namespace) -> tuple[str, float
         return "not compared", None
     try:
         other = original_of(store.read(row["key"]), args.max_pixels)
-        look = agreement(*sorted((mine, other), key=lambda one: -one.image.width * one.image.height))
+        larger, smaller = sorted((mine, other), key=lambda one: -one.image.width * one.image.height)
+        look = agreement(larger, smaller)
+        if not look.agrees and larger.image.size == smaller.image.size:  # whichever of the two was encoded again
+            turned = agreement(smaller, larger)
+            look = turned if turned.agrees else look
     except (PictureError, StoreError):
         look = None
     if look is None:
