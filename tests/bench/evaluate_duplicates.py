@@ -6,7 +6,7 @@ FOLDER is searched for groups.json (lists of file paths that show the same pictu
 ukbench files (`ukbench00120_resize.jpg` is an altered `ukbench00120.jpg`). Pairs of different groups are the
 negatives. For each hash: precision and recall over pairs at a few distances, alone and after the second look at the
 pixels, then for the stars that grouping makes of them (a pair counts when both have one keeper). The second look is
-meant to refuse what re-encoding or resizing does not explain, so rotated and mirrored copies are misses here on purpose.
+meant to refuse what re-encoding or resizing does not explain: rotated and mirrored copies are misses here on purpose.
 """
 
 import argparse
