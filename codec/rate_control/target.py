@@ -50,7 +50,7 @@ SSIMULACRA2 = (
     (-6.2, 10.7, 26.7, 40.3, 52.0, 61.4, 69.2, 75.3, 80.0, 83.7, 86.4),
     (13.8, 29.3, 42.1, 52.2, 61.5, 68.7, 74.6, 79.1, 82.7, 85.1, 86.7),
 )
-FINER = (70, 160, 280)  # levels above the target's that are tried where a part of the picture lost its structure
+FINER = (70, 170, 350, 1000)  # levels above the target's that are tried where a part lost its structure
 
 
 class TargetUnreachable(CodecError):
@@ -117,8 +117,8 @@ def target_level(prepared, metric: str, value: float, everywhere: bool = False) 
     least 98 % of it, or the highest level where even that is smaller. Two to four passes; MS-SSIM may take five or six
     on flat charts and tiny pictures, and a curve that jumps takes up to eight and comes as near from the right side as
     they allow. everywhere: of a quality, that no part of the picture lost its own structure and no flat colour shifted
-    (local_loss.Losses.acceptable) either; where one did, finer levels are tried, up to three. Raises TargetUnreachable,
-    LocalLossRemains, and ValueError for an unknown metric.
+    (local_loss.Losses.acceptable) either; where one did, finer levels are tried, the highest last. Raises
+    TargetUnreachable, LocalLossRemains, and ValueError for an unknown metric.
     """
     if metric == "bytes":
         return _in_bytes(prepared, value)
