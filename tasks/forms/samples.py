@@ -3,6 +3,7 @@
     way (1 byte), then   JPEG XL files of up to four channels each, each behind its length
                          WebP file
                          byte planes, packed (packing.py)
+                         offset and step (LEB128) of 16-bit samples that take 256 values, which follow as 8 bits
 
 JPEG XL is best for what a camera or a scanner made (8 and 16 bits), WebP for text, line art and screenshots, byte
 planes for floats, 32 bits and what repeats. Which samples a file has, and what else is in it, is rasters.py's and
@@ -15,7 +16,7 @@ import numpy as np
 from tasks.forms.base import DamagedData, Reader, number
 from tasks.forms.packing import pack, unpack
 
-_JXL, _WEBP, _PLANES = 0, 1, 2
+_JXL, _WEBP, _PLANES, _EVEN = 0, 1, 2, 3
 _SLOW_UP_TO = 12 << 20  # samples; beyond it JPEG XL works at its quick effort
 _SLOW, _QUICK = 6, 3  # libjxl's efforts: about 1.2 and 9 million samples a second on one core
 _FLAT = 0.3  # share of pixels equal to the one on their left, from which on WebP is tried
@@ -27,6 +28,10 @@ def encode_array(samples: np.ndarray) -> bytes:
     """[H,W,C] of any byte order, uint8 to float64 -> bytes. The type and shape are not in them."""
     if samples.dtype.itemsize > 2 or samples.dtype.kind != "u":
         return bytes([_PLANES]) + _packed_planes(samples)
+    if samples.dtype.itemsize == 2 and (even := _evenly_spaced(samples)):
+        offset, step = even
+        small = ((samples.astype(np.uint32) - offset) // step).astype(np.uint8)
+        return bytes([_EVEN]) + number(offset) + number(step) + encode_array(small)
     best = _jxl(samples)
     if samples.dtype == np.uint8 and _fits_webp(samples) and _flatness(samples) >= _FLAT:
         best = min(best, _webp(samples), key=len)
@@ -40,12 +45,27 @@ def decode_array(coded: bytes, shape: tuple[int, int, int], type: np.dtype) -> n
     way, coded = coded[:1], coded[1:]
     if way == bytes([_PLANES]):
         return _unpacked_planes(coded, shape, type)
+    if way == bytes([_EVEN]) and type.itemsize == 2:
+        reader = Reader(coded)
+        offset, step = reader.number(0xFFFF), reader.number(0xFFFF)
+        if coded[reader.at : reader.at + 1] == way:
+            raise DamagedData("samples coded in no known way")
+        small = decode_array(coded[reader.at :], shape, np.dtype(np.uint8)).astype(np.uint32)
+        return (small * step + offset).astype(np.uint16).astype(type)
     if way not in (bytes([_JXL]), bytes([_WEBP])):
         raise DamagedData("samples coded in no known way")
     samples = _of_jxl(coded, shape) if way == bytes([_JXL]) else _of_webp(coded, shape)
     if samples.dtype.itemsize != type.itemsize or samples.dtype.kind != type.kind:
         raise DamagedData("samples of another type than announced")
     return np.ascontiguousarray(samples.astype(type))
+
+
+def _evenly_spaced(samples: np.ndarray) -> tuple[int, int] | None:
+    """(lowest, step) where all values of 16-bit samples lie a whole number of steps, at most 255, above the lowest:
+    what was 8 bits once, or less. None where they do not."""
+    values = np.flatnonzero(np.bincount(samples.ravel(), minlength=1))
+    step = int(np.gcd.reduce(values - values[0])) if len(values) > 1 else 1
+    return (int(values[0]), step) if values[-1] - values[0] <= 255 * step else None
 
 
 def _flatness(samples: np.ndarray) -> float:

@@ -153,12 +153,14 @@ def in_best_form(night: Night, row: dict, source: bytes, picture: Picture | None
             rivals = choose.rivals(name, size, row["size"], row["format"])
             waiting += [rival for rival in rivals if rival not in (*names, *refused)]
         pixels = (row["width"] or 0) * (row["height"] or 0)
-        if best and choose.settled(best[1]["form"], len(best[0]), pixels, night.codec):
+        if best and (row["exact_only"] or choose.settled(best[1]["form"], len(best[0]), pixels, night.codec)):
             break
     if best is None:
         raise KeepOriginal(why_kept(row, refused))
-    if choose.GIVES_BACK[best[1]["form"]] != "seen" and (first := next(iter(refused.values()), row["reason"])):
-        best[1]["reason"] = f"stored without loss: {first}"
+    if choose.GIVES_BACK[best[1]["form"]] != "seen":
+        lossy = (reason for name, reason in refused.items() if choose.GIVES_BACK[name] == "seen")
+        why = row["reason"] if row["exact_only"] else next(lossy, None)
+        best[1]["reason"] = f"stored without loss: {why}" if why else None
     return best
 
 

@@ -229,6 +229,17 @@ def test_arrays_of_any_type_come_back(type, channels, scene):
     assert back.tobytes() == samples.tobytes()
 
 
+@pytest.mark.parametrize("offset, step", [(0, 257), (77, 256), (1000, 1), (5, 0)])
+def test_16_bits_that_were_8_once_take_as_little(scene, offset, step):
+    samples = scene().astype(np.uint16) * step + offset
+    for type in ("<u2", ">u2"):
+        coded = encode_array(samples.astype(type))
+        assert np.array_equal(decode_array(coded, samples.shape, np.dtype(type)), samples)
+        assert len(coded) <= len(encode_array(scene())) + 8
+    with pytest.raises(DamagedData):
+        decode_array(b"\3" * 60, samples.shape, np.dtype("<u2"))
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_bits_are_spread_and_joined(bits):
     packed = np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8)
