@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check
+# Two processes of tests, one thread each; a file's tests stay together, since they share servers and trained models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo check test bench format lock
 
@@ -24,11 +26,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not server"
+	$(PYTEST) -m "not slow and not server"
 
 test: check
 	deploy/install-test-packages
-	$(BIN)/python -m pytest -m "slow or server"
+	$(PYTEST) -m "slow or server"
 
 bench: setup
 	$(BIN)/python tests/bench/run.py

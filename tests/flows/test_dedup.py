@@ -24,9 +24,10 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
     return out.getvalue()
 
 
-@pytest.fixture
-def source(tmp_path) -> Path:
-    folder = tmp_path / "photos"
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A folder of pictures, which is only read."""
+    folder = tmp_path_factory.mktemp("photos")
     cat, coffee = photograph("chelsea.png"), photograph("coffee.png")
     files = {
         "cat.png": encoded(cat, "PNG"),
