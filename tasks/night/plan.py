@@ -18,10 +18,11 @@ from tasks.duplicates.perceptual_hash import hex_to_codes
 from tasks.duplicates.rules import keeper_rank, keeper_reason
 
 NEAR_DISTANCE = 7  # bits of pHash within which every pair is found and looked at
+GRADIENT_DISTANCE, MEANS_DISTANCE = 3, 7  # bits of dHash and of aHash: pHash is unsure of drawings with flat parts
 RANKED = (
     "key", "width", "height", "format", "true_pixels", "source_bytes", "exif_bytes", "modified", "error", "status",
-    "sha256", "pixel_sha256", "colour_sha256", "phash", "etag", "size", "at_source", "output_key", "output_offset",
-    "output_length", "embedding_id", "psnr_source",
+    "sha256", "pixel_sha256", "colour_sha256", "phash", "dhash", "ahash", "etag", "size", "at_source",
+    "output_key", "output_offset", "output_length", "embedding_id", "psnr_source",
 )  # fmt: skip
 MEMBERS = 32  # of one keeper in one item of second looks
 BYTES_PER_PIXEL = 90  # memory that a picture takes at its worst while it is compressed
@@ -222,13 +223,14 @@ class NearDuplicates:
         places, known_codes = earlier.hashed()
         i, k, d = pairs_between(codes, known_codes, NEAR_DISTANCE) if places.size else (np.empty(0, np.int64),) * 3
         a, b, apart = embedded_pairs(vectors, earlier, self.n, least)
+        gradients = gradient_pairs(rows, codes)
         used = np.unique(np.concatenate([places[k], b[b >= self.n] - self.n]))  # places of known keepers that matter
         self.everyone = rows + [earlier.row(int(place)) for place in used]
         b = np.where(b >= self.n, self.n + np.searchsorted(used, b - self.n), b)
         pairs = (
-            np.concatenate([within[0], self.n + np.searchsorted(used, places[k]), a]),
-            np.concatenate([within[1], i, b]),
-            np.concatenate([within[2], d, apart]),
+            np.concatenate([within[0], self.n + np.searchsorted(used, places[k]), a, gradients[0]]),
+            np.concatenate([within[1], i, b, gradients[1]]),
+            np.concatenate([within[2], d, apart, gradients[2]]),
         )
         self.proposed = {frozenset(pair) for pair in zip(a.tolist(), b.tolist(), strict=True)}
         self.dependents: dict[int, list[dict] | None] = {}
@@ -302,6 +304,20 @@ class NearDuplicates:
                 name = self.everyone[other]["key"]
                 if best is None or order[name] < order[best]:
                     self.similar[here] = name
+
+
+def gradient_pairs(rows: list[dict], codes: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Pairs of new rows close by dHash and by aHash that pHash (`codes`) does not propose: (place,
+    place, distance), the distance above pHash's, so that its pairs are asked about first."""
+    places = np.array([at for at, row in enumerate(rows) if row["dhash"] and row["ahash"]], np.int64)
+    if not places.size:
+        return (np.empty(0, np.int64),) * 3
+    dhash, ahash = (hex_to_codes([rows[at][name] for at in places]) for name in ("dhash", "ahash"))
+    a, b, apart = candidates(dhash, [keeper_rank(rows[at]) for at in places], GRADIENT_DISTANCE)
+    alike = np.bitwise_count(ahash[a] ^ ahash[b]) <= MEANS_DISTANCE
+    a, b = places[a], places[b]
+    alike &= np.bitwise_count(codes[a] ^ codes[b]) > NEAR_DISTANCE
+    return a[alike], b[alike], NEAR_DISTANCE + 1 + apart[alike]
 
 
 def embedded_pairs(vectors: tuple, earlier: Earlier, n: int, least: float) -> tuple[np.ndarray, ...]:

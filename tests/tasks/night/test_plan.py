@@ -249,3 +249,13 @@ def test_embeddings_of_earlier_nights_count_if_the_network_is_the_same():
     apart = table_of([embedded("a", 1.0)], CATALOG_SCHEMA)
     (change,) = plan.find_duplicates(apart, known, "near", yes, 0.8).changes
     assert change is None
+
+
+def test_drawings_are_proposed_by_their_gradients():
+    """pHash is unsure of large flat parts; dHash and aHash together propose what both say is close."""
+    hashes = {"dhash": "00ff00ff00ff00ff", "ahash": "0" * 16}
+    rows = [row("a", phash=far(1), source_bytes=300, **hashes), row("b", phash=far(2), **hashes)]
+    rows += [row("c", phash=far(3), **hashes | {"ahash": "f" * 16}), row("d", phash=far(4))]
+    got = found(rows)
+    assert got["b"][:2] == ("a", "near") and got["a"] is got["c"] is got["d"] is None
+    assert set(found(rows, confirm=no).values()) == {None}
