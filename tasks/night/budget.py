@@ -64,9 +64,7 @@ def share(points: pa.Table, budget, sizes: dict[str, int]) -> Shares:
     paid = sorted(curves[:left], key=lambda row: row["key"])
     limit = room(paid) if paid else 0
     if paid:
-        samples = [
-            [RatePoint(*point) for point in zip(LEVELS, row["bytes"], row["mse"], strict=False)] for row in paid
-        ]
+        samples = [[RatePoint(*point) for point in zip(LEVELS, row["bytes"], row["mse"], strict=False)] for row in paid]
         given = allocate(samples, [row["pixels"] for row in paid], limit, aim=AIM)
         for row, size in zip(paid, given.bytes.tolist(), strict=True):
             changes[row["key"]] = {"stored_bytes": max(int(size), row["bytes"][0])}

@@ -1,7 +1,6 @@
 """Contexts: the tables that neighbours choose, as FORMAT.md says it; streams and files of version 3; how they are
 found."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
