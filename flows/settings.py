@@ -334,7 +334,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--codec",
         metavar="learned|lossless|avif|jxl|smallest",
         help="what pictures are stored as: the learned codec and lossless forms where they are better (default), "
-        "nothing that changes a pixel, an open format, or whatever is smallest",
+        "nothing that changes a pixel (near duplicates stay apart), an open format, or whatever is smallest",
     )
     steps.add_argument("--min-gain", metavar="PERCENT", help="keep originals below this saving (default 10)")
     steps.add_argument("--max-pixels", metavar="N", help="larger pictures fail (default 200,000,000)")

@@ -459,3 +459,23 @@ def test_a_night_without_loss_gives_no_near_duplicate_up(night, tmp_path):
     assert rows["cat.jpg"]["status"] == "compressed" and rows["cat.jpg"]["gives_back"] == "bytes"
     assert rows["cat.jpg"]["similar_to"] in ("cat.png", "same.tif")
     assert {rows["cat.png"]["duplicate_kind"], rows["same.tif"]["duplicate_kind"]} == {None, "pixel"}
+
+
+def test_without_loss_every_original_comes_back_as_it_was(night, bucket, tmp_path):
+    from tasks.recovery.restore import restore
+
+    source, files = bucket
+    _, rows = night(source, tmp_path / "dest", codec="lossless")
+    stored = {key: row for key, row in rows.items() if row["output_key"]}
+    assert {row["gives_back"] for row in stored.values()} == {"bytes", "pixels"}
+    assert "near" not in {row["duplicate_kind"] for row in rows.values()}
+    assert stored["cup/a.jpg"]["form"] == "jxl-jpeg"
+    outcome = restore(str(tmp_path / "dest"), str(tmp_path / "out"), workers=1)
+    assert [key for key, _ in outcome.failures] == []
+    for key, row in stored.items():
+        if row["gives_back"] == "bytes":
+            assert Path(tmp_path, "out", key).read_bytes() == files[key]
+        else:
+            name = key if key.endswith(".png") else f"{key}.png"
+            shown, original = Image.open(tmp_path / "out" / name), Image.open(io.BytesIO(files[key]))
+            assert np.array_equal(np.asarray(shown), np.asarray(original)), key
