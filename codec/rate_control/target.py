@@ -132,12 +132,12 @@ def target_level(prepared, metric: str, value: float, everywhere: bool = False) 
     def quality(level: int) -> float:
         shown.clear()
         shown[level] = prepared.reconstruct(level)
-        return _measured(original, metric, shown[level])
+        return measured(original, metric, shown[level])
 
     low, margin = _searched(metric, value), MARGIN[metric]
     family, start = _family(prepared, metric)
     highest, aim = low + EXCESS[metric] - margin, low + EXCESS[metric] / 2
-    found = _search(quality, family, start, low + margin, highest, aim, -1, margin)
+    found = search_level(quality, family, start, low + margin, highest, aim, -1, margin)
     got = _own_unit(metric, found.value)
     if not found.met:
         raise TargetUnreachable(
@@ -147,7 +147,7 @@ def target_level(prepared, metric: str, value: float, everywhere: bool = False) 
     level, passes, finer = found.level, found.passes, False
     if everywhere:
         level, passes = _acceptable_everywhere(original, metric, quality, shown, level, passes, prepared)
-        got, finer = _own_unit(metric, _measured(original, metric, shown[level])), level != found.level
+        got, finer = _own_unit(metric, measured(original, metric, shown[level])), level != found.level
     pixels = shown[level] if level in shown else prepared.reconstruct(level)
     return Reached(level, prepared.code(level), metric, got, passes, pixels, finer)
 
@@ -165,7 +165,7 @@ def _in_bytes(prepared, value: float) -> Reached:
     _, bits = prepared.expected(np.linspace(0, LEVELS, 11))
     family = [np.log(bits * factor / 8 + 160) for factor in BITS]
     low, aim, high = (math.log(value * part) for part in (1 - SHORT, 1 - 0.45 * SHORT, 1))
-    found = _search(size, family, (0, 1, 0), low, high, aim, 1)
+    found = search_level(size, family, (0, 1, 0), low, high, aim, 1)
     bitstream = coded[found.level] if found.level in coded else prepared.code(found.level)
     if not found.met:
         raise TargetUnreachable(
@@ -187,7 +187,7 @@ def _acceptable_everywhere(original: Original, metric: str, quality, shown: dict
         quality(level)
         losses = original.losses(shown[level])
     if not losses.acceptable:
-        got = _own_unit(metric, _measured(original, metric, shown[level]))
+        got = _own_unit(metric, measured(original, metric, shown[level]))
         raise LocalLossRemains(
             f"{losses.in_words()} even at level {level}; keep the original or store it losslessly",
             level, prepared.code(level), got,
@@ -205,7 +205,7 @@ def _family(prepared, metric: str) -> tuple[Sequence, Sequence[float]]:
     return [-10 * np.log10((mse + floor * mse[-1]) / 255**2) for floor in FLOORS], (0, 0, 1, 0, 0)
 
 
-def _measured(original: Original, metric: str, shown: np.ndarray) -> float:
+def measured(original: Original, metric: str, shown: np.ndarray) -> float:
     """On the scale on which a metric is searched: of MS-SSIM dB; never above 100."""
     if metric == "psnr":
         return min(original.psnr(shown), 100.0)
@@ -239,7 +239,7 @@ def _mix(at: Sequence[float], value: float) -> np.ndarray:
     return weights
 
 
-def _search(
+def search_level(
     measure: Callable[[int], float], family, start, low: float, high: float, aim: float, side: int, spare: float = 0.0
 ) -> _Found:
     """A level whose value, which grows with the level, lies in [low, high], or from pass PATIENCE on in [low, high +

@@ -64,7 +64,7 @@ class OpenLossy:
         curves, margin, excess = _CURVES[self.name, metric], rate.MARGIN[metric], rate.EXCESS[metric]
         low = metrics.ms_ssim_db(value) if metric == "ms-ssim" else value
         even = np.full(len(curves), 1 / len(curves))
-        found = rate._search(measure, curves, even, low + margin, low + excess, low + excess / 2, -1, margin)
+        found = rate.search_level(measure, curves, even, low + margin, low + excess, low + excess / 2, -1, margin)
         if not found.met:
             raise Declined(f"the target {goal.metric}={goal.value:g} can't be reached by {self.name.upper()}")
         data = self._acceptable(original, coded, found.level, picture.image.mode) + boxes_behind
@@ -136,7 +136,7 @@ class OpenLossy:
         def measure(level: int) -> float:
             data = coded(level)
             if data not in values:
-                values[data] = rate._measured(original, metric, self._pixels(data, mode))
+                values[data] = rate.measured(original, metric, self._pixels(data, mode))
             return values[data]
 
         return measure, coded
