@@ -117,10 +117,10 @@ def test_a_second_server_takes_another_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_like_undisturbed_ones(tmp_path):
-    """Two random kills; `tests/bench/bench_kills.py` does twenty."""
+def test_killed_runs_end_like_undisturbed_ones(prefect_url, tmp_path):
+    """Two random kills; `tests/bench/bench_kills.py` does twenty, with servers of the runs' own."""
     bench = Path(__file__).parents[1] / "bench" / "bench_kills.py"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PREFECT_API_URL": prefect_url}
     options = ["--kills", "2", "--pictures", "16", "--shard-size", "4", "--seed", "7"]
     done = subprocess.run([sys.executable, str(bench), *options], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
