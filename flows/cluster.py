@@ -28,12 +28,17 @@ KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 1 << 29, "MALLOC_MMAP_THRESHOLD_": 1 <<
 
 @dataclass
 class Pool:
-    """Workers to hand shards to. `width`: how many work at once; `memory`: bytes for the pictures in flight."""
+    """Workers to hand shards to. `width`: how many work at once; `memory`: bytes for the pictures in flight.
+
+    `revive()` starts anew what Dask has given up: a worker whose restart failed or took too long would be missing for
+    the rest of the night, and the last one would leave it waiting for ever. It costs nothing where all are there.
+    """
 
     client: object
     width: int
     memory: int
     gpus: int = 0
+    revive: Callable[[], None] = lambda: None
 
 
 def gpu_count(device: str) -> int:
@@ -61,6 +66,7 @@ def pool(workers: int | None = None, address: str | None = None, device: str = "
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.comm.timeouts.connect": "60s",
         "distributed.worker.daemon": True,
+        "distributed.deploy.lost-worker-timeout": "600s",  # a restart beside other work takes longer than Dask's 15 s
         "distributed.admin.tick.limit": "1h",  # numpy and torch hold the loop at times: nobody needs to know
         **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in KEPT_MEMORY.items()},
     }
@@ -105,7 +111,8 @@ def local(workers: int | None, device: str) -> Iterator[Pool]:
         Client(cluster, set_as_default=False) as client,
     ):
         memory = int(psutil.virtual_memory().available * MEMORY_SHARE)
-        yield Pool(client, len(cluster.workers), memory, gpus)
+        width = len(cluster.workers)
+        yield Pool(client, width, memory, gpus, revive=lambda: cluster.scale(width))
 
 
 def local_cluster(count: int, gpus: int):

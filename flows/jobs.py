@@ -90,6 +90,7 @@ class Flight:
             future = self._done.get(timeout=1.0)
         except queue.Empty:
             self.stopped = not self.may_start() or self.stopped  # a lost lease is noticed while shards take their time
+            self.pool.revive()
             return None
         job = self.flying.pop(future)
         self.held -= job.memory
@@ -108,6 +109,17 @@ class Flight:
                 self.pool.client.cancel(list(self.flying), force=True)
 
 
+def outcome(pool: Pool, future):
+    """What a future gives or raises; while it takes its time, workers that were given up are started anew."""
+    while True:
+        try:
+            return future.result(timeout=1.0)
+        except TimeoutError:
+            if future.done():  # then it is the step's own
+                raise
+            pool.revive()
+
+
 def one_by_one(pool: Pool, step, night, job: Job, resources: dict):
     """A shard that workers died over, each object on its own; the ones that kill become `killed_row`s."""
     from distributed import KilledWorker
@@ -119,15 +131,15 @@ def one_by_one(pool: Pool, step, night, job: Job, resources: dict):
         name = f"{step.stage}-{job.shard}-{place}-{night.run_id}"
         future = pool.client.submit(run_items, step, night, [item], key=name, pure=False, **resources)
         try:
-            results += future.result()
+            results += outcome(pool, future)
         except KilledWorker:
             why = f"{ALLOWED_DEATHS + 1} workers died over it (out of memory, or a crash in a decoder)"
             lost = pool.client.submit(lose_item, step, night, item, why, key=f"{name}-lost", pure=False)
-            results += lost.result()
+            results += outcome(pool, lost)
         future.release()
     future = pool.client.submit(
         finish_shard, step, night, job.shard, results, key=f"{step.stage}-{job.shard}-end-{night.run_id}", pure=False
     )
-    table = future.result()
+    table = outcome(pool, future)
     future.release()
     return table, watch.seconds

@@ -73,6 +73,17 @@ def test_a_killed_worker_costs_its_shards_in_flight(step, night):
     assert len(set(seen.values())) >= 3, "workers were restarted"
 
 
+def test_a_worker_that_dask_gave_up_is_started_anew(step, night):
+    """As it does with one whose restart failed; it was the only one."""
+    jobs = [Job(str(n), [{"key": str(n)}]) for n in range(3)]
+    with pool(1, device="cpu") as workers:
+        cluster = workers.client.cluster
+        ((name, nanny),) = cluster.workers.items()
+        cluster.sync(nanny.close)
+        del cluster.workers[name]
+        assert {job.shard for job, _ in run_jobs(workers, step, night, jobs)} == set("012")
+
+
 def test_limits_in_flight(step, night):
     jobs = [Job(str(n), [{"key": str(n), "seconds": 0.05}], memory=100) for n in range(10)]
     with pool(2, device="cpu") as workers:
