@@ -22,7 +22,6 @@ from codec.entropy import trellis
 from codec.format import BINS, EVEN, LEVELS, ODD
 from codec.network import exact
 from codec.network.exact import ACTIVATION_MAX, ACTIVATION_STEPS, WEIGHT_STEPS, ExactConv2d, quantise_activation
-from codec.network.layers import native_int8
 from codec.network.night_codec import NightCodec
 
 NOTHING = -128  # how IntegerIndices holds an activation of 0
@@ -39,8 +38,9 @@ def indices_of(model: NightCodec) -> "FloatIndices | IntegerIndices":
 
 
 def wanted() -> bool:
-    """Whether this processor multiplies 8-bit integers fast; tests and benches replace this."""
-    return hasattr(torch, "_int_mm") and native_int8("cpu")
+    """Whether this processor multiplies 8-bit integers natively (VNNI); tests and benches replace this."""
+    native = getattr(torch.cpu, "_is_vnni_supported", None)
+    return hasattr(torch, "_int_mm") and native is not None and bool(native())
 
 
 def _level_plane(levels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codec.engine import blocks, int8, sparse
+from codec.engine import blocks, sparse
 from codec.engine.checkerboard import around, at_taps, shuffle4, taps_of
 from codec.engine.elementwise import asinh, limited
 from codec.engine.scale_indices import indices_of
@@ -164,18 +164,9 @@ class _Blocks:
     """A chain of bottlenecks on [B,H,W,C]; what is given may be overwritten."""
 
     def __init__(self, blocks, dtype: torch.dtype):
-        blocks = list(blocks)
         self.layers = [tuple(_Layer.of(part, dtype) for part in (b.narrow, b.spatial, b.widen)) for b in blocks]
-        on_cpu = bool(blocks) and not blocks[0].spatial.weight.is_cuda
-        self.eight_bit = None
-        if on_cpu and blocks[0].rounded and int8.works(dtype):
-            self.eight_bit = [int8.EightBitBlock(block) for block in blocks]
 
     def __call__(self, t: Tensor) -> Tensor:
-        if self.eight_bit is not None:
-            for block in self.eight_bit:
-                t = block(t)
-            return t
         for narrow, spatial, widen in self.layers:
             widen.add_to(t, spatial.activated(narrow.activated(t, 0.0), 0.0))
         return t
@@ -205,7 +196,7 @@ class Inference:
     @torch.no_grad()
     def __init__(self, model: NightCodec):
         self.model = model
-        self.device, self.dtype, self.eight_bit = model.log_gain.device, model.precision, model.eight_bit
+        self.device, self.dtype = model.log_gain.device, model.precision
         dct = model.dct[:, :, 0, 0]  # [192 coefficients, 192 pixels]
         self.laps = model.lap_analysis, model.lap_synthesis
         self.lap_weights = [blocks.weights_of(v) for v in self.laps]
@@ -362,7 +353,6 @@ def _of_parts(weight: Tensor) -> Tensor:
 def inference_of(model: NightCodec) -> Inference:
     """The model's Inference at its present device and precision, made at the first call."""
     held = getattr(model, "_inference", None)
-    wanted = model.precision, model.log_gain.device, model.eight_bit
-    if held is None or (held.dtype, held.device, held.eight_bit) != wanted:
+    if held is None or (held.dtype, held.device) != (model.precision, model.log_gain.device):
         held = model._inference = Inference(model)
     return held

@@ -136,7 +136,8 @@ def _ours(model=None, device: str = "auto", precision: str = "auto") -> Codec:
     def decode(data: bytes) -> np.ndarray:
         return np.asarray(decoder.decode(data, model=net))
 
-    version = f"npi {VERSION}, {net.precision_name} on {net.log_gain.device.type}"
+    precision = str(net.precision).removeprefix("torch.")
+    version = f"npi {VERSION}, {precision} on {net.log_gain.device.type}"
     return Codec(OURS, "Nightpress", tuple(range(0, 101, 10)), encode, decode, version, net.identity)
 
 

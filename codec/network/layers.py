@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codec.format import KNOTS, LEVELS
 from codec.network.config import Config, frequency_order
-from codec.network.exact import ExactConv2d, round_through
+from codec.network.exact import ExactConv2d
 
 
 def coefficient_size(counts: tuple[int, int, int], n: int) -> Tensor:
@@ -69,82 +69,16 @@ def to_blocks(t: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Bottleneck(nn.Module):
-    """Residual block [B,C,h,w] -> same: 1x1 to `inner` channels, dense 3x3, 1x1 back.
+    """Residual block [B,C,h,w] -> same: 1x1 to `inner` channels, dense 3x3, 1x1 back."""
 
-    It has quantisation steps, per channel, for what enters it (-128..127 steps) and for what its two ReLUs give
-    (0..255 steps); zero until `measured`. `rounded` says whether it computes with 8-bit integers, that is to say as
-    engine/int8.py does: steps and weights rounded, sums exact. Gradients pass through the rounding; of the steps they
-    are those of Esser et al. 2020. A `fine` one takes what enters as it is, and its first layer's weights too.
-    """
-
-    def __init__(self, channels: int, inner: int, fine: bool = False):
+    def __init__(self, channels: int, inner: int):
         super().__init__()
-        self.rounded, self.fine = False, fine
         self.narrow = nn.Conv2d(channels, inner, 1)
         self.spatial = nn.Conv2d(inner, inner, 3, padding=1)
         self.widen = nn.Conv2d(inner, channels, 1)
-        self.largest: list[Tensor] | None = None  # while measuring: magnitudes seen, per channel
-        for name, count in (("entering", channels), ("narrowed", inner), ("filtered", inner))[int(fine) :]:
-            self.register_buffer(f"step_{name}", torch.zeros(count))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rounded:
-            return x + self._in_eight_bits(x).to(x.dtype)
-        narrowed = F.relu(self.narrow(x))
-        filtered = F.relu(self.spatial(narrowed))
-        if self.largest is not None:
-            parts = [part.detach().abs().amax((0, 2, 3)).float() for part in (x, narrowed, filtered)]
-            self.largest = [torch.maximum(*pair) for pair in zip(self.largest or parts, parts, strict=True)]
-        return x + self.widen(filtered)
-
-    @property
-    def measured(self) -> bool:
-        return all(bool((step > 0).all()) for step in self.steps)
-
-    @property
-    def steps(self) -> list[Tensor]:
-        """Of what enters (but for a fine one), of what `narrow` gives and of what `spatial` gives."""
-        return ([] if self.fine else [self.step_entering]) + [self.step_narrowed, self.step_filtered]
-
-    @torch.no_grad()
-    def set_steps(self) -> None:
-        """Steps from `largest`: between one for all channels and one for each, which rounds least together with the
-        weights that they go into (Xiao et al. 2023); a fifth of what is largest is clipped."""
-        first = int(self.fine)
-        for step, largest, most in zip(self.steps, self.largest[first:], (127, 255, 255)[first:], strict=True):
-            largest = largest.clamp_min(1e-3 * largest.max().item() + 1e-6)
-            step.copy_(((0.8 / most) * (largest * largest.max()).sqrt()).clamp_min(1e-5).half())
-        self.largest = None
-
-    def eight_bit_layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(weights -127..127 [out,in,k,k], what one stands for [out], bias [out]) of the three convolutions, on steps
-        of what enters and giving steps, but for the last, which gives what is added. The first of a fine one has its
-        weights as they are."""
-        layers = (self.narrow, self.spatial, self.widen)
-        steps = (*self.steps, torch.ones_like(self.widen.bias))
-        found = []
-        if self.fine:
-            found.append((self.narrow.weight.float(), 1 / self.step_narrowed, self.narrow.bias / self.step_narrowed))
-        for layer, given, wanted in zip(layers[len(found) :], steps[:-1], steps[1:], strict=True):
-            weight = layer.weight.float() * given[:, None, None]
-            unit = (weight.detach().abs().amax((1, 2, 3)) / 127).clamp_min(1e-12)
-            found.append((round_through(weight / unit[:, None, None, None]), unit / wanted, layer.bias / wanted))
-        return found
-
-    def _in_eight_bits(self, x: Tensor) -> Tensor:
-        (first, *of_first), (middle, *of_middle), (last, *of_last) = self.eight_bit_layers()
-
-        def convolved(t: Tensor, weight: Tensor, unit: Tensor, bias: Tensor, padding: int = 0) -> Tensor:
-            return F.conv2d(t, weight, padding=padding).float() * unit[:, None, None] + bias[:, None, None]
-
-        # bfloat16 would hold the integers, but round their sums.
-        with torch.autocast(x.device.type, enabled=False):
-            t = x.float()
-            if not self.fine:
-                t = round_through((t / self.step_entering[:, None, None]).clamp(-128, 127))
-            t = round_through(convolved(t, first, *of_first).clamp(0, 255))
-            t = round_through(convolved(t, middle, *of_middle, 1).clamp(0, 255))
-            return convolved(t, last, *of_last)
+        return x + self.widen(F.relu(self.spatial(F.relu(self.narrow(x)))))
 
 
 class Analysis(nn.Module):
@@ -167,10 +101,7 @@ class Synthesis(nn.Module):
         self.enter = nn.Conv2d(192, c, 1)
         self.enter_gain = nn.Parameter(torch.zeros(KNOTS, c))
         self.middle_gain = nn.Parameter(torch.zeros(KNOTS, c))
-        # What enters the first spans too many magnitudes for 255 steps: half of what 8 bits cost was there.
-        self.blocks = nn.ModuleList(
-            Bottleneck(c, config.decoder_inner, fine=i == 0) for i in range(config.decoder_blocks)
-        )
+        self.blocks = nn.ModuleList(Bottleneck(c, config.decoder_inner) for _ in range(config.decoder_blocks))
         self.leave = nn.Conv2d(c, 192, 1)
 
 
@@ -253,9 +184,3 @@ def native_bfloat16(device: str) -> bool:
     """Whether a device of this type ("cpu", "cuda") multiplies bfloat16 itself; where it does not, torch emulates that
     ten times more slowly than float32."""
     return device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def native_int8(device: str) -> bool:
-    """Whether a device of this type multiplies 8-bit integers itself, in the operations that engine/int8.py uses."""
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)
-    return device == "cpu" and supported is not None and bool(supported())

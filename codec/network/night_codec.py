@@ -38,7 +38,7 @@ earlier passes' symbols; means are float and never reach the entropy coder (they
 coded). Ideas: hyperprior, Ballé et al. 2018; mean and context, Minnen et al. 2018; checkerboard, He et al. 2021;
 channel groups, Minnen and Singh 2020; gain units, Cui et al. 2021; integer networks for entropy models, Ballé et al.
 2019; linear skips are ours. Cost in use: about 4.0 kMAC per pixel to encode, 3.2 to decode, of which bottlenecks 1.4
-and 0.8, computed in 8-bit integers (engine/int8.py) where the processor multiplies them natively.
+and 0.8.
 """
 
 import math
@@ -71,7 +71,6 @@ from codec.network.layers import (
     coefficient_size,
     interpolate_gain,
     native_bfloat16,
-    native_int8,
     of_blocks,
     opponent_dct,
     to_blocks,
@@ -145,42 +144,16 @@ class NightCodec(nn.Module):
     # -- small helpers
 
     def set_precision(self, precision: str = "auto") -> "NightCodec":
-        """float32 | bfloat16 | int8 | auto for the float networks.
-
-        int8: the transforms' bottlenecks in 8-bit integers, the rest as with auto, which takes bfloat16 where the
-        device multiplies it natively, and int8 where it does that natively and the model's steps are known
-        (`has_eight_bits`; else int8 says the same as auto). Raises KeyError for another name.
-        """
-        kind = self.log_gain.device.type
-        rounded = self.has_eight_bits and (precision == "int8" or (precision == "auto" and native_int8(kind)))
-        if precision in ("auto", "int8"):
-            precision = "bfloat16" if native_bfloat16(kind) else "float32"
+        """float32 | bfloat16 | auto for the float networks. auto: bfloat16 where the device multiplies it natively,
+        else float32. Raises KeyError for another name."""
+        if precision == "auto":
+            precision = "bfloat16" if native_bfloat16(self.log_gain.device.type) else "float32"
         self.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-        self.round_blocks(rounded)
         return self
 
     @property
     def blocks(self) -> list[Bottleneck]:
         return [*self.analysis_network.blocks, *self.synthesis_network.blocks]
-
-    @property
-    def has_eight_bits(self) -> bool:
-        """Whether all bottlenecks know their quantisation steps."""
-        return all(block.measured for block in self.blocks)
-
-    def round_blocks(self, rounded: bool) -> None:
-        """Whether bottlenecks compute in 8-bit integers."""
-        for block in self.blocks:
-            block.rounded = rounded
-
-    @property
-    def eight_bit(self) -> bool:
-        return bool(self.blocks) and self.blocks[0].rounded
-
-    @property
-    def precision_name(self) -> str:
-        """float32 | bfloat16, and whether the bottlenecks are in 8 bits."""
-        return str(self.precision).removeprefix("torch.") + (" and int8" if self.eight_bit else "")
 
     def _autocast(self):
         device = self.log_gain.device.type
@@ -444,7 +417,3 @@ class NightCodec(nn.Module):
         # The unforced residual keeps a cost on bin 0 for what it suppresses.
         unforced = gaussian_mass(self.round((scaled - mean).detach(), index.detach().clamp_min(1.0)), sigma)
         return values, mean, index, -torch.log2(torch.where(index > 0, mass, unforced)).sum((1, 2, 3))
-
-    def decoder_steps(self) -> list[Tensor]:
-        """The decoder's quantisation steps, which training in 8 bits trains too."""
-        return [step for block in self.synthesis_network.blocks for step in block.steps]

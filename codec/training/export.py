@@ -1,4 +1,4 @@
-"""From a training's averaged weights to a model file: the bottlenecks' quantisation steps and entropy tables.
+"""From a training's averaged weights to a model file: float16, with measured entropy tables.
 
 Contexts are found afterwards (fit_contexts.py); until then the file has such as correct nothing.
 """
@@ -56,24 +56,6 @@ def measure_tables(
     return EntropyTables(y_freq, z_freq)
 
 
-@torch.no_grad()
-def measure_steps(
-    model: NightCodec, pictures: list[np.ndarray], crops: int = 64, size: int = 192, seed: int = 8
-) -> None:
-    """Sets the quantisation steps of the bottlenecks from what passes through them at all levels."""
-    model.round_blocks(False)
-    for block in model.blocks:
-        block.largest = []
-    rng, size = random.Random(seed), common_side(pictures, size)
-    for number in range(crops):
-        x = batch(pictures, 1, size, rng).to(model.log_gain.device)
-        level = number * LEVELS // max(crops - 1, 1)
-        values = quantised(model, model.analysis(x), level).values
-        model.synthesis(model.unscale(values, level), level)
-    for block in model.blocks:
-        block.set_steps()
-
-
 def export(
     state: dict, config: Config, pictures: list[np.ndarray], path: Path, device: str, crops: int, **card: str
 ) -> str:
@@ -83,8 +65,5 @@ def export(
     model.load_state_dict({k: v.float() if k in exact else v.half().float() for k, v in state.items()})
     model.indices.limit()
     model.to(device).eval().requires_grad_(False).set_precision("auto")
-    if not model.has_eight_bits:
-        measure_steps(model, pictures, min(crops, 64))
-        model.set_precision("auto")
     model.frequencies = measure_tables(model, pictures, crops)
     return save_model(model.cpu(), path, **card)

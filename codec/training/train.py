@@ -5,8 +5,8 @@ Needs torch, numpy, Pillow and safetensors alone, so that it runs wherever a GPU
 distortion) / sqrt(lambda), the distortion lambda 255^2 MSE or a mix of it and what people see (perceptual.py). The
 learning rate is constant, then falls with a cosine to zero over the last part of the time given; the state at the start
 of the fall is kept (trunk.pt), and `--resume` goes on from there with more time. From the fall on, rounding follows the
-rate-distortion thresholds of use; in the last tenth symbols are real ones, those of the trellis, and the bottlenecks in
-8 bits (with `--finish 1` from the first step: how a start is trained further).
+rate-distortion thresholds of use; in the last tenth symbols are real ones, those of the trellis (with
+`--finish 1` from the first step: how a start is trained further).
 
 `nightpress train codec` calls `train` and finds contexts afterwards (fit_contexts.py). What was tried:
 docs/experiments.md.
@@ -31,14 +31,13 @@ from codec.network.layers import native_bfloat16
 from codec.network.night_codec import NightCodec
 from codec.training.cuda_graph import Recorded
 from codec.training.device_crops import DeviceCrops
-from codec.training.export import export, measure_steps
+from codec.training.export import export
 from codec.training.loop import Loop, Means, checkpoint, cosine
 from codec.training.muon import Optimiser, clipped
 from codec.training.perceptual import Mix
 from codec.training.samples import PAGES, REDUCED, SYNTHETIC, batch, load_pictures, rendered_page
 
 NOISY, THRESHOLDS, REAL = "noisy", "thresholds", "real"  # phases: how symbols are rounded
-STEP_LEAST = 1e-5  # of the bottlenecks' quantisation steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,21 +76,10 @@ class _Trainer:
         # Biases that move as fast as kernels push bottlenecks' units below zero for good.
         biases = [part.bias for block in model.blocks for part in (block.narrow, block.spatial)]
         laps = [model.lap_analysis, model.lap_synthesis]
-        self.steps = model.decoder_steps()
-        slow = [model.linear_analysis, model.linear_synthesis, *laps, *biases, *self.steps]
-        self.parameters = [*model.parameters(), *self.steps]
+        slow = [model.linear_analysis, model.linear_synthesis, *laps, *biases]
+        self.parameters = list(model.parameters())
         self.optimiser = Optimiser(self.parameters, recipe.rate, slow)
         self._recorded = Recorded(self._step, say)
-
-    def begin_real(self, average: dict[str, Tensor], pictures: list[np.ndarray]) -> None:
-        """From here on symbols are real and bottlenecks in 8 bits, beginning with the averaged weights."""
-        self.model.load_state_dict(average)
-        if self.recipe.finish < 1 or not self.model.has_eight_bits:
-            measure_steps(self.model, pictures, size=self.recipe.size)
-            average |= {name: value.clone() for name, value in self.model.state_dict().items() if "step_" in name}
-        self.model.round_blocks(True)
-        for step in self.steps:
-            step.requires_grad_(True)
 
     def step(self, x: Tensor, level: Tensor, phase: str) -> tuple[Tensor, Tensor]:
         """x [B,3,H,W] in 0..1, level [B] -> (loss, bpp, bpp of z, log10 of squared error, whether the gradient was not
@@ -111,9 +99,6 @@ class _Trainer:
         norm = clipped(self.parameters, 1.0)
         self.optimiser.step()
         model.indices.limit()
-        if phase == REAL:
-            with torch.no_grad():
-                torch._foreach_clamp_min_(self.steps, STEP_LEAST)
         lost = (~torch.isfinite(norm)).float()
         figures = torch.stack([loss, bpp.mean(), z_bits.mean() / pixels, error.log10().mean(), lost])
         return torch.nan_to_num(figures.detach()), norm.detach()
@@ -161,7 +146,7 @@ def train(
         if before == NOISY != phase:
             loop.branch()
         if before != REAL == phase:
-            trainer.begin_real(loop.average, pictures)
+            model.load_state_dict(loop.average)
         rate = recipe.rate_at(progress, loop.warmth)
         trainer.optimiser.set_rate(rate)
         strata = (torch.arange(recipe.batch) + torch.rand(recipe.batch)) / recipe.batch  # every batch sees all rates

@@ -24,7 +24,7 @@ def register(subparsers) -> None:
     command.add_argument("--reference", metavar="DIR", type=Path, help="published curves (*.json) to draw in")
     command.add_argument("--points", metavar="N", type=int, help="at most so many settings a codec")
     command.add_argument("--model", metavar="FILE", help="our model (default: the package's)")
-    command.add_argument("--precision", choices=("auto", "float32", "bfloat16", "int8"), default="auto")
+    command.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=int, default=1, help="CPU threads of our codec (default 1, as the others)")
     command.add_argument("--json", action="store_true", help="curves and BD-rates as JSON on stdout")

@@ -1,6 +1,6 @@
 """Encode and decode in megapixels per second, paired with Pillow's AVIF at about equal PSNR, and time by stage.
 
-    python tests/bench/bench_codec.py --image photo.png --sizes 0.4,2,24 --precisions float32,bfloat16,int8 --repeat 3
+    python tests/bench/bench_codec.py --image photo.png --sizes 0.4,2,24 --precisions float32,bfloat16 --repeat 3
 
 Every figure is for a whole picture: from pixels in memory to bytes, and back to pixels. The codec and AVIF (speed 6)
 take turns, repeat by repeat; the best of each counts. AVIF's quality is chosen so that its PSNR is the nearest to ours.
@@ -209,7 +209,7 @@ def main() -> int:
     parser.add_argument("--image", help="photograph to tile (default: those in scikit-image)")
     parser.add_argument("--model", help="model file (default: the package's)")
     parser.add_argument("--sizes", default="0.4,2", help="megapixels (default 0.4,2; the stated figures add 24)")
-    parser.add_argument("--precisions", default="float32,bfloat16,int8")
+    parser.add_argument("--precisions", default="float32,bfloat16")
     parser.add_argument("--quality", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: as many cores as there are)")
     parser.add_argument("--repeat", type=int, default=3)

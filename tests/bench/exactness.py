@@ -39,8 +39,6 @@ WAYS = {
     "indices in float32": {"integers": False},
     "float64": {"float64": True, "integers": False},
     "bfloat16 transforms": {"precision": "bfloat16"},
-    "8-bit transforms": {"precision": "int8"},
-    "8-bit transforms, batch of 3, 2 threads": {"precision": "int8", "batch": 3, "threads": 2},
     "whole picture, no windows": {"whole": True},
     "CUDA": {"device": "cuda"},
     "CUDA, batch of 3": {"device": "cuda", "batch": 3},

@@ -4,7 +4,7 @@
 
 The model is of the shipped architecture, small, and drawn from a seed, not trained: linear transforms as at the start
 of training, random networks with most weights of the wide layers at zero (so that they pack small), made strong enough
-for every branch to matter and for escapes to occur; its quantisation steps and contexts are found on drawings.
+for every branch to matter and for escapes to occur; its contexts are found on drawings.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from codec.network.config import Config
 from codec.network.files import load_model, save_model
 from codec.network.night_codec import NightCodec
 from codec.training import fit_contexts
-from codec.training.export import measure_steps
 
 HERE = Path(__file__).parent
 MODEL = HERE / "small.safetensors.xz"
@@ -71,10 +70,8 @@ def drawn_model() -> NightCodec:
 def small_model() -> bytes:
     """Bytes of its file."""
     drawings = [np.asarray(drawing(160 + 16 * i, 320 - 16 * (i % 7))) for i in range(12)]
-    model = drawn_model()
-    measure_steps(model, drawings, 8, 96)
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-        save_model(model, file.name)
+        save_model(drawn_model(), file.name)
         data = Path(file.name).read_bytes()
     model = load_model(data)
     found = fit_contexts.fitted(model, fit_contexts.summed(model, drawings, 24, 1), drawings, 24)

@@ -10,6 +10,7 @@ from codec.engine.scale_indices import FloatIndices, IntegerIndices, indices_of
 from codec.engine.transforms import Inference, _fusing, _Layer, inference_of
 from codec.format import EVEN, ODD, ODD_STATES
 from codec.network import lapping
+from codec.network.layers import native_bfloat16
 
 
 @pytest.fixture
@@ -214,5 +215,9 @@ def test_it_follows_the_models_precision(model):
     assert inference_of(model) is kept
     try:
         assert inference_of(model.set_precision("bfloat16")) is not kept
+        fastest = torch.bfloat16 if native_bfloat16("cpu") else torch.float32
+        assert model.set_precision("auto").precision == fastest
+        with pytest.raises(KeyError):
+            model.set_precision("int8")
     finally:
         model.set_precision("float32")
