@@ -17,6 +17,7 @@ from tasks.duplicates import hamming_pairs
 from tasks.machine import cores
 
 TRIES = 16  # keepers that a row is held against before it stands for itself
+LAZY = 4  # rounds in which a row waits for its better-ranked neighbours; after these it asks about all it may need
 FAN = 32  # of rows with equal codes, only so many of the best ranked are offered as keepers
 
 _OPEN, _KEEPER, _MEMBER = 0, 1, 2
@@ -118,6 +119,28 @@ def _advance(order, starts, neighbours, answers, state, keeper, tries, asked):
     return n
 
 
+@njit(cache=True)
+def _ahead(order, starts, neighbours, answers, state, tries, asked):
+    """The pairs of all open rows that may still matter, neighbours that are open themselves included; how many."""
+    n = 0
+    for r in order:
+        if state[r] != _OPEN:
+            continue
+        tried = 0
+        for p in range(starts[r], starts[r + 1]):
+            if state[neighbours[p]] == _MEMBER:
+                continue
+            if tried == tries:
+                break
+            tried += 1
+            if answers[p] == _UNKNOWN:
+                asked[n] = p
+                n += 1
+            elif answers[p] == _YES and state[neighbours[p]] == _KEEPER:
+                break
+    return n
+
+
 def choose_keepers(
     n: int,
     rank,
@@ -129,8 +152,10 @@ def choose_keepers(
     """Keeper of each of n rows, int64[n], -1 for rows that stand for themselves.
 
     rank: n sortable things, best first (or an array); pairs_found: (i, j, distance) in any order and orientation.
-    confirm(keepers, members) -> bool[m] is the second look; it is asked in few, large batches, only about pairs
-    that can still matter, and at most `tries` times for a row. None: every pair counts.
+    confirm(keepers, members) -> bool[m] is the second look; it is asked in few, large batches about pairs that can
+    still matter: in the first LAZY ones only about those that do, at most `tries` times for a row, from then on about
+    all that may, so that many pictures that look alike and are no copies do not wait for one another one by one. The
+    outcome is the same. None: every pair counts.
     """
     place = places(rank)
     i, j, distance = (np.asarray(column, dtype=np.int64) for column in pairs_found)
@@ -143,10 +168,13 @@ def choose_keepers(
     starts = np.searchsorted(rows, np.arange(n + 1))
     answers = np.full(rows.size, _YES if confirm is None else _UNKNOWN, np.uint8)
     state, keeper = np.zeros(n, np.uint8), np.full(n, -1, np.int64)
-    order, asked = np.argsort(place), np.empty(n, np.int64)
-    limit = tries if confirm is not None else n
+    order, asked = np.argsort(place), np.empty(max(n, rows.size), np.int64)
+    limit, batches = tries if confirm is not None else n, 0
     while n_asked := _advance(order, starts, neighbours, answers, state, keeper, limit, asked):
         assert confirm is not None, "without it every answer is known"
+        if batches >= LAZY:
+            n_asked = _ahead(order, starts, neighbours, answers, state, limit, asked)
+        batches += 1
         at = asked[:n_asked]
         alike = np.asarray(confirm(neighbours[at], rows[at]), dtype=bool)
         if alike.shape != at.shape:

@@ -8,6 +8,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from tasks.duplicates import groups
 from tasks.duplicates.groups import assign, candidates, choose_keepers
 from tasks.duplicates.hamming_pairs import pairs_within
 from tasks.duplicates.rules import brought_to, keeper_rank, keeper_reason, true_pixels
@@ -141,6 +142,30 @@ def test_a_crowd_of_equal_codes_costs_few_pairs():
 
     assert (choose_keepers(n, rank, offered, nothing_is_alike, tries=3) == -1).all()
     assert len(rounds) <= 4 and sum(rounds) <= 3 * n
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
+def test_what_looks_alike_is_not_asked_about_one_by_one(share):
+    """Two hundred pictures that all look like one another: few rounds, the outcome of asking one pair at a time."""
+    n = 200
+    i, j = np.triu_indices(n, 1)
+    pairs = i, j, np.full(i.size, 3)
+    answers = np.random.default_rng(4).random((n, n)) < share
+    rounds = []
+
+    def confirm(keepers, members):
+        rounds.append(len(keepers))
+        return answers[keepers, members]
+
+    found = choose_keepers(n, list(range(n)), pairs, confirm)
+    wanted = np.full(n, -1)
+    for row_ in range(n):  # by definition: the first of its better-ranked keepers, at most sixteen, that is a copy
+        for other in [k for k in range(row_) if wanted[k] < 0][: groups.TRIES]:
+            if answers[other, row_]:
+                wanted[row_] = other
+                break
+    assert found.tolist() == wanted.tolist()
+    assert len(rounds) <= groups.LAZY + 8 and sum(rounds) <= 2 * groups.TRIES * n
 
 
 def test_wrong_pairs_and_answers_are_named():
