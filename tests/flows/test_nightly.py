@@ -288,9 +288,9 @@ def test_limits(night, bucket, tmp_path):
 def test_an_abort_commits_nothing_and_is_taken_up(night, bucket, tmp_path):
     dest = tmp_path / "dest"
     with pytest.raises(WorkFailed, match="--max-failed 5"):
-        night(bucket[0], dest, max_failed=5)
+        night(bucket[0], dest, max_failed=5, denoise="auto")
     assert not list(dest.glob("runs/*/manifest.json")) and len(list(dest.glob("runs/*"))) == 1
-    manifest, rows = night(bucket[0], dest, max_failed=50)
+    manifest, rows = night(bucket[0], dest, max_failed=50, denoise="auto")
     assert len(list(dest.glob("runs/*"))) == 1
     assert next(stage for stage in manifest["stages"] if stage["stage"] == "fingerprint")["resumed"] >= 1
     assert {key: (row["status"], row["duplicate_kind"]) for key, row in rows.items()} == EXPECTED
