@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 
 from tasks.night import plan
 
-INHERITED = ("output_key", "output_offset", "output_length", "output_sha256", "form", "codec", "model")
+INHERITED = (
+    "output_key", "output_offset", "output_length", "output_sha256", "form", "codec", "model", "not_removable",
+)  # fmt: skip
 STANDALONE = {
     "status": None, "reason": None, "keeper_key": None, "duplicate_kind": None, "hamming_distance": None,
     "psnr_source": None, "ssimulacra2": None, "worst_tile": None, "keeper_turn": None, "keeper_box": None,

@@ -38,6 +38,12 @@ def test_copies_take_their_keeper_s_place_and_measure():
     assert follow(KEEPER, copy("near"))["near of a"]["psnr_source"] == 40.0  # compared before
 
 
+def test_copies_of_what_lost_structure_are_as_little_removable_as_it_is():
+    found = follow(KEEPER | {"not_removable": "a part keeps 0.2 of its structure"}, copy("exact"), copy("near"))
+    assert {row["not_removable"] for row in found.values()} == {"a part keeps 0.2 of its structure"}
+    assert follow(KEEPER, copy("exact"))["exact of a"]["not_removable"] is None
+
+
 def test_what_differs_too_much_or_has_no_keeper_stands_for_itself():
     alone = follow(KEEPER, copy("near"), answers={("a", "near"): Answer(False, 50.0)})["near of a"]
     assert {name: alone[name] for name in keepers.STANDALONE} == keepers.STANDALONE and alone["similar_to"] == "a"
